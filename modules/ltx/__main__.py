@@ -1,0 +1,167 @@
+"""`python -m modules.ltx`: dispatch, exit codes, and errors as one line.
+
+0 done, 2 bad request, 3 cancelled, 4 out of memory, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules.ltx.cli import build_parser, print_json, request_of
+from modules.ltx.errors import Cancelled, LTXError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Errors of ours are one line on stderr, never a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _stop)  # a polite kill leaves as little behind as Ctrl-C
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "models": models,
+        "plan": plan,
+        "generate": generate,
+        "serve": serve,
+    }
+    try:
+        args = build_parser().parse_args(argv)
+        commands[args.command](args)
+    except KeyboardInterrupt:
+        return _failed(Cancelled("cancelled; nothing was written"), argv)
+    except LTXError as error:
+        return _failed(error, argv)
+    except BrokenPipeError:  # `models | head`
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _failed(error: LTXError, argv: Sequence[str]) -> int:
+    sentence = " ".join(str(error).split())
+    if "--json" in argv:
+        print_json({"error": {"type": type(error).__name__, "message": sentence, "exit_code": error.exit_code}})
+    print(f"{'' if isinstance(error, Cancelled) else 'error: '}{sentence}", file=sys.stderr)
+    return error.exit_code
+
+
+def _host(args: argparse.Namespace, **more: Any) -> Any:
+    from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+
+    outputs = Path(getattr(args, "outputs", "outputs"))
+    settings = Settings(outputs, device=args.device, dtype=args.dtype, offload=args.offload, offline=args.offline)
+    return EmbeddedHost(settings, **more)
+
+
+def models(args: argparse.Namespace) -> None:
+    """Every variant, with what it can do and whether it can run here."""
+    from modules.ltx.front import variants
+    from modules.ltx.hosts.embedded import EmbeddedHost
+
+    rows = variants(EmbeddedHost())
+    if args.json:
+        print_json([caps.to_json() for caps in rows])
+        return
+    from rich.console import Console
+
+    from modules.ltx.cli_show import models_table
+
+    console = Console()
+    console.print(models_table(rows, console.width))
+
+
+def plan(args: argparse.Namespace) -> None:
+    """What would be made."""
+    from modules.ltx.front import settle
+
+    settled = settle(request_of(args), _host(args))
+    if args.json:
+        print_json(settled.to_json())
+        return
+    from rich.console import Console
+
+    from modules.ltx.cli_show import plan_text
+
+    plan_text(settled, Console())
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Make the video; its path is the last line of stdout."""
+    from rich.console import Console
+
+    from modules.ltx.cli_show import Bar, plan_text, timings_text
+    from modules.ltx.front import settle
+    from modules.ltx.hosts.embedded import writable
+
+    console = Console(stderr=True)
+    bar = Bar(console)
+    host = _host(args, on_event=bar.show)
+    settled = settle(request_of(args), host)
+    path = _target(args.output)
+    writable(path.parent if path else host.settings.outputs)
+    if console.is_terminal:
+        plan_text(settled, console)
+    with bar:
+        from modules.ltx.ltx_process import run  # torch and diffusers: seconds
+
+        _quiet_libraries()
+        state = run(settled, host, path=path, encoding=_encoding(args))
+    if state.media is None:
+        raise LTXError("the run ended without a file")
+    if console.is_terminal:
+        console.print(f"seed {state.seed}; {timings_text(state)}", highlight=False)
+    if args.json:
+        timings = {t.phase: round(t.seconds, 3) for t in state.timings}
+        print_json({**state.media.to_json(), "seed": state.seed, "timings": timings, "plan": state.plan.to_json()})
+        return
+    print(state.media.path)
+
+
+def _target(output: str | None) -> Path | None:
+    from modules.ltx.errors import RequestError
+
+    if output is None:
+        return None
+    path = Path(output)
+    if path.suffix.lower() != ".mp4" or path.is_dir():
+        raise RequestError(f"-o {output}: not an mp4 file name; give a name that ends in .mp4.")
+    return path
+
+
+def _encoding(args: argparse.Namespace) -> Any:
+    from modules.ltx.media import Encoding
+    from modules.ltx.request import Option
+
+    crf = Option("crf", "int", "quality", "--crf", 0, 51).parse(args.crf)
+    chosen = {} if crf is None else {"crf": crf}
+    return Encoding(png_frames=args.png, thumbnail=not args.no_thumbnail, **chosen)
+
+
+def _quiet_libraries() -> None:
+    """Progress is ours to show: the loaders' own bars and notices would tear it apart."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """The web app, until Ctrl-C."""
+    from modules.ltx.serve import serve as run_app
+
+    run_app(_host(args), address=args.host, port=args.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

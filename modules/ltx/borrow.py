@@ -1,0 +1,90 @@
+"""Things taken from a pipeline for one stage and given back on every way out.
+
+Each function is a context manager. What is changed is remembered before it is changed, and put back
+in a `finally`, so that interrupts and out-of-memory leave the pipeline as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from modules.ltx.plan import DecodePlan
+
+
+@contextmanager
+def scheduler(pipe: Any, ours: Any) -> Iterator[Any]:
+    """`pipe.scheduler` replaced by `ours`. Assigning also rewrites pipe.config["scheduler"]; both return."""
+    theirs = pipe.scheduler
+    try:
+        pipe.scheduler = ours
+        yield ours
+    finally:
+        pipe.scheduler = theirs
+
+
+@contextmanager
+def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) -> Iterator[tuple[str, ...]]:
+    """LoRA weights, each (source, load keywords, strength), loaded and active; none of them left afterwards.
+
+    `set_adapters` always gets the strengths: without them it resets every adapter to 1.0.
+    """
+    names: list[str] = []
+    if not weights:
+        yield ()
+        return
+    try:
+        for number, (source, keywords, _) in enumerate(weights):
+            name = f"ltx_stage_{number}"
+            names.append(name)
+            pipe.load_lora_weights(source, adapter_name=name, **keywords)
+        pipe.set_adapters(names, [strength for _, _, strength in weights])
+        yield tuple(names)
+    finally:
+        _remove_adapters(pipe, names)
+
+
+def _remove_adapters(pipe: Any, names: Sequence[str]) -> None:
+    """Delete the named adapters that got as far as being loaded; with none left, the layers are unwrapped."""
+    held = {name for loaded in pipe.get_list_adapters().values() for name in loaded}
+    ours = [name for name in names if name in held]
+    if held and held == set(ours):
+        pipe.unload_lora_weights()
+    elif ours:
+        pipe.delete_adapters(ours)
+
+
+@contextmanager
+def forward_hook(module: Any, poll: Callable[[], None]) -> Iterator[None]:
+    """`poll` called before every forward of `module`, so that a cancel is seen within one forward."""
+    handle = module.register_forward_pre_hook(lambda *_: poll())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_TILING = (
+    "use_tiling",
+    "use_framewise_decoding",
+    "tile_sample_min_height",
+    "tile_sample_min_width",
+    "tile_sample_stride_height",
+    "tile_sample_stride_width",
+)
+
+
+@contextmanager
+def tiling(vae: Any, decode: DecodePlan) -> Iterator[None]:
+    """Spatial tiles as the plan says; no tiling in time by the VAE, which `decode.py` does itself."""
+    before = {name: getattr(vae, name) for name in _TILING}
+    stride = decode.tile_size - decode.overlap_size
+    ours = (True, False, decode.tile_size, decode.tile_size, stride, stride)
+    try:
+        for name, value in zip(_TILING, ours, strict=True):
+            setattr(vae, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)

@@ -1,0 +1,108 @@
+"""Latents to frames and sound, a tile at a time, so that no more than one tile is ever held as float.
+
+Tiles overlap in time and are aligned by what a causal video VAE means: latent 0 is pixel frame 0,
+latent k > 0 is pixel frames r(k-1)+1 .. rk. A tile that starts at latent s > 0 decodes its first
+latent as one warm-up frame, which is dropped; the frames it shares with the tile before are
+cross-faded. A clip that fits into one tile is decoded in one piece, exactly as diffusers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from modules.ltx import borrow
+from modules.ltx.media import Sound
+from modules.ltx.plan import DecodePlan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def tiles(latents: int, plan: DecodePlan, ratio: int) -> list[tuple[int, int]]:
+    """Latent ranges [start, end) of the tiles of a clip of `latents` latent frames."""
+    size = plan.tile_frames // ratio + 1
+    stride = (plan.tile_frames - plan.overlap_frames) // ratio
+    ranges = [(0, min(size, latents))]
+    while ranges[-1][1] < latents:
+        start = ranges[-1][0] + stride
+        ranges.append((start, min(start + size, latents)))
+    return ranges
+
+
+def decode_tiles(
+    decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, plan: DecodePlan, ratio: int
+) -> Iterator[torch.Tensor]:
+    """Pixels (batch, 3, frames, height, width) in runs of consecutive frames, blended where tiles meet.
+
+    `decode` turns a run of m latent frames into ratio*(m-1)+1 pixel frames.
+    """
+    ranges = tiles(latents.shape[2], plan, ratio)
+    tail: torch.Tensor | None = None
+    for number, (start, end) in enumerate(ranges):
+        pixels = decode(latents[:, :, start:end])
+        if tail is not None:
+            pixels = _crossfade(tail, pixels[:, :, 1:])
+        if number == len(ranges) - 1:
+            yield pixels
+            return
+        shared = ratio * (end - 1 - ranges[number + 1][0])
+        yield pixels[:, :, :-shared]
+        tail = pixels[:, :, -shared:].clone()  # a view would keep the whole tile alive
+
+
+def _crossfade(tail: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """`pixels` whose first frames fade in over `tail`, the same frames as the tile before saw them."""
+    shared = tail.shape[2]
+    weight = torch.arange(1, shared + 1, device=pixels.device, dtype=pixels.dtype) / (shared + 1)
+    blended = torch.lerp(tail, pixels[:, :, :shared], weight.view(1, 1, -1, 1, 1))
+    return torch.cat([blended, pixels[:, :, shared:]], dim=2)
+
+
+def frames(
+    pipe: Any, latents: torch.Tensor, plan: DecodePlan, *, generator: torch.Generator, poll: Callable[[], None]
+) -> Iterator[NDArray[np.uint8]]:
+    """The clip as chunks (n, height, width, 3) of uint8 RGB. `latents` as the VAE takes them, batch 1."""
+    vae = pipe.vae
+    device = pipe._execution_device
+    latents, timestep = _noised(latents, plan, generator)
+    temb = None if timestep is None else timestep.to(device, vae.dtype)
+
+    def decode(tile: torch.Tensor) -> torch.Tensor:
+        poll()
+        with torch.no_grad():
+            pixels: torch.Tensor = vae.decode(tile.to(device, vae.dtype), temb, return_dict=False)[0]
+        return pixels.float()
+
+    with borrow.tiling(vae, plan):
+        for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
+            yield to_uint8(pixels)
+
+
+def _noised(
+    latents: torch.Tensor, plan: DecodePlan, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """0.9.1 and later decode from a slightly noised latent, told the noise level (LTXPipeline.__call__)."""
+    if plan.timestep is None or plan.noise_scale is None:
+        return latents, None
+    noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
+    return (1 - plan.noise_scale) * latents + plan.noise_scale * noise, torch.tensor([plan.timestep])
+
+
+def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
+    """(1, 3, frames, height, width) in [-1, 1] to (frames, height, width, 3) uint8."""
+    scaled = pixels[0].mul(0.5).add(0.5).clamp(0, 1).mul(255).round()
+    frames: NDArray[np.uint8] = scaled.permute(1, 2, 3, 0).to(torch.uint8).cpu().numpy()
+    return frames
+
+
+def sound(pipe: Any, latents: torch.Tensor) -> Sound:
+    """Sound latents (1, channels, length, mel bins) to a waveform at the vocoder's own sample rate."""
+    device = pipe._execution_device
+    with torch.no_grad():
+        mel = pipe.audio_vae.decode(latents.to(device, pipe.audio_vae.dtype), return_dict=False)[0]
+        waveform = pipe.vocoder(mel)
+    return Sound(waveform[0].float().cpu().numpy(), int(pipe.vocoder.config.output_sampling_rate))

@@ -1,0 +1,65 @@
+"""What every front door does between a Request and a Plan: find the row, look at the files, plan.
+
+Front doors translate (argv, form fields, JSON) into a Request and hand it here; none of them decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from modules.ltx.errors import RequestError
+from modules.ltx.host import Host
+from modules.ltx.ltx_capabilities import Caps, all_caps, as_variant, caps_for, effective
+from modules.ltx.media_in import file_digest, load_image, read_metadata
+from modules.ltx.plan import Plan, plan
+from modules.ltx.request import Request
+
+
+def settle(request: Request, host: Host) -> Plan:
+    """The plan of a request on this host. Reads configs and images, never weights."""
+    caps, notes = resolve(request, host)
+    settled = plan(request, caps, notes)
+    for image in settled.images:
+        load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
+    return settled
+
+
+def resolve(request: Request, host: Host) -> tuple[Caps, tuple[str, ...]]:
+    """The row of the request's model, with what this machine lacks folded in, and notes on how it was found."""
+    mode = mode_of(request)
+    if request.variant is not None:
+        row, notes = caps_for(request.variant, mode=mode)
+        if host.probe(request.model) is None:
+            raise RequestError(f"model {request.model!r}: no such folder or repo; --variant goes with one of these.")
+        caps = as_variant(row, request.model)
+        notes = (*notes, f"{request.model}: taken as {row.label}, as asked")
+    else:
+        caps, notes = caps_for(request.model, mode=mode, probe=host.probe)
+    return effective(caps, host.lacks()), notes
+
+
+def mode_of(request: Request) -> str:
+    """Which variant of a repo the request needs: text alone, one first image held fully, or anything else."""
+    if not request.images:
+        return "T2V"
+    only_first = len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
+    return "I2V" if only_first else "Condition"
+
+
+def variants(host: Host) -> tuple[Caps, ...]:
+    """Every variant of the catalogue, with what this machine lacks."""
+    lacks = host.lacks()
+    return tuple(effective(caps, lacks) for caps in all_caps())
+
+
+def request_of_file(path: Path) -> dict[str, object]:
+    """The request that made an mp4 of ours, as `Request.parse` takes it. Its images must still be the same."""
+    found = read_metadata(path)
+    request, media = found.get("request"), found.get("media")
+    if not isinstance(request, Mapping) or not isinstance(media, Mapping):
+        raise RequestError(f"--from {path}: it holds no request; give an mp4 that this program wrote.")
+    for name, digest in media.items():
+        if not Path(name).is_file() or file_digest(Path(name)) != digest:
+            raise RequestError(f"--from {path}: its image {name} is missing or was changed; put it back, or pass --image.")
+    return dict(request)

@@ -1,0 +1,59 @@
+"""The Host protocol: all that the flow needs from whatever it runs in.
+
+Two hosts implement it: the embedded one (`hosts/embedded.py`) and SD.Next. The flow never asks which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from modules.ltx.ltx_capabilities import Caps, Facts
+from modules.ltx.plan import LoraPlan
+from modules.ltx.state import Event
+
+
+class Host(Protocol):
+    """What a host does for a job. Whatever a method lends is returned when its `with` ends."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """One job at a time."""
+
+    def lacks(self) -> Mapping[str, str]:
+        """What this machine cannot do, and why, for `ltx_capabilities.effective`."""
+
+    def probe(self, source: str) -> Facts | None:
+        """What a folder or repo says about itself; None if there is no such thing.
+
+        Raises RequestError for a folder that is missing or is no diffusers folder, HostError for a repo
+        that cannot be reached.
+        """
+
+    def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
+        """The resident pipeline of a variant, as an instance of `class_name`, sharing all components."""
+
+    def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
+        """The latent upsampler that belongs to the variant's VAE."""
+
+    def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
+        """Where LoRA weights are: the first argument and the keywords of `load_lora_weights`."""
+
+    def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
+        """Run the base pass (stage 1). The host may add what it adds to every generation."""
+
+    def free(self, phase: str) -> None:
+        """Give memory back at the boundary behind `phase`."""
+
+    def poll(self) -> None:
+        """Called at least once a forward: raises Cancelled after a cancel, waits while paused."""
+
+    def emit(self, event: Event) -> None:
+        """Show progress. Must not raise."""
+
+    def output_path(self, caps: Caps, seed: int) -> Path:
+        """A fresh name for the video. Never made from the prompt. Raises HostError if it cannot be written."""
+
+    def machine(self) -> Mapping[str, object]:
+        """Device, dtype, offload and versions, for the metadata."""

@@ -1,0 +1,141 @@
+"""Run a plan: one loop over its stages, then frames and sound into one file.
+
+Timing, progress, translation of out-of-memory, and the file's metadata live here; nothing is decided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modules.ltx import decode, stages
+from modules.ltx.errors import LTXError, OutOfMemory
+from modules.ltx.host import Host
+from modules.ltx.ltx_util import random_seed, seed_for
+from modules.ltx.media import Encoding, write_video
+from modules.ltx.media_in import file_digest, load_image
+from modules.ltx.plan import Plan
+from modules.ltx.state import Event, Media, State, Timing
+from modules.ltx.version import VERSION
+
+
+def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding | None = None) -> State:
+    """Make the video of `plan`; the returned state's `media` says what was written and where.
+
+    `path` overrides the host's own name. Raises RequestError, HostError, OutOfMemory, Cancelled or
+    LTXError; on any of them, and on KeyboardInterrupt, no file stands under the final name and the host
+    is as it was.
+    """
+    with host.lock():
+        seed = random_seed() if plan.seed is None else plan.seed
+        plan = plan.with_seed(seed)
+        target = path or host.output_path(plan.caps, seed)
+        state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
+        for phase, stage in stages.ordered(plan):
+            with _phase(phase) as clock:
+                state = stage(state, host)
+                host.free(phase)
+            state = replace(state, timings=(*state.timings, Timing(phase, clock())))
+        with _phase("decode") as clock:
+            state = write(state, host, target, encoding or Encoding())
+            host.free("decode")
+        return replace(state, timings=(*state.timings, Timing("decode", clock())))
+
+
+@contextmanager
+def _phase(name: str) -> Iterator[Any]:
+    """A running clock, and out-of-memory of any device told as ours, with the phase it struck in."""
+    began = time.perf_counter()
+    try:
+        yield lambda: time.perf_counter() - began
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(_too_big(name), phase=name) from error
+    except RuntimeError as error:
+        # torch's CPU allocator and MPS raise a plain RuntimeError; only its text tells.
+        if "not enough memory" in str(error) or "out of memory" in str(error):
+            raise OutOfMemory(_too_big(name), phase=name) from error
+        raise
+
+
+def _too_big(phase: str) -> str:
+    return f"out of memory in {phase}; make the video smaller or shorter, or try --offload sequential"
+
+
+def write(state: State, host: Host, path: Path, encoding: Encoding) -> State:
+    """Decode and encode, a tile at a time, into `path`."""
+    plan, latents = state.plan, state.video_latents
+    if latents is None:
+        raise LTXError("decode: there are no latents")
+
+    def on_frame(count: int) -> None:
+        host.emit(Event("decode", count, plan.frames, state.done, plan.evaluations))
+        host.poll()
+
+    host.emit(Event("decode", 0, plan.frames, state.done, plan.evaluations))
+    with host.pipeline(plan.caps, plan.stages[-1].pipeline or plan.caps.pipeline) as pipe:
+        sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
+        generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
+        frames = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=generator, poll=host.poll)
+        digests = (_digest(latents), None if state.delivered_audio is None else _digest(state.delivered_audio))
+        written = write_video(
+            path,
+            frames,
+            fps=plan.fps,
+            sound=sound,
+            metadata=metadata(state, host, digests),
+            encoding=encoding,
+            on_frame=on_frame,
+        )
+    media = Media(
+        path=written.path,
+        thumbnail=written.thumbnail,
+        frames_folder=written.frames_dir,
+        width=written.width,
+        height=written.height,
+        frames=written.frames,
+        fps=written.fps,
+        sample_rate=written.sample_rate,
+        video_latents_sha256=digests[0],
+        audio_latents_sha256=digests[1],
+    )
+    return replace(state, media=media)
+
+
+def _for_vae(pipe: Any, state: State) -> torch.Tensor:
+    """The latents as the VAE takes them."""
+    latents = state.video_latents
+    assert latents is not None
+    if not state.plan.caps.latents_normalized:
+        return latents
+    vae = pipe.vae
+    plain: torch.Tensor = pipe._denormalize_latents(
+        latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
+    return plain
+
+
+def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[str, object]:
+    """All that is needed to make the file again, and to prove that it came out the same."""
+    plan = state.plan
+    return {
+        "title": plan.prompt[:200],
+        "software": f"sdnext-ltx {VERSION}",
+        "version": VERSION,
+        "request": plan.request.to_json(),
+        "plan": plan.to_json(),
+        "notes": list(state.notes),
+        "media": {at.path: file_digest(Path(at.path)) for at in plan.images},
+        "machine": dict(host.machine()),
+        "latents": {"video_sha256": digests[0], "audio_sha256": digests[1]},
+    }
+
+
+def _digest(latents: torch.Tensor) -> str:
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,399 @@
+"""Turns decoded frames and sound into one mp4 on disk, all of it or nothing.
+
+Knows H.264, AAC, the mp4 container, colour tags, the comment tag that carries the settings, and how
+to put a finished file under its name in one step. Deliberately does not know: where frames come
+from (no torch here), what the metadata means, how output files are named, or how many frames there
+will be; frames are encoded as they arrive and never collected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.codec.context import ThreadType
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image
+
+from modules.ltx.errors import HostError, RequestError
+from modules.ltx.media_in import (
+    Sound,
+    checked_images,
+    frame_rate,
+    metadata_text,
+    read_metadata,
+    require_one_of,
+    require_sound,
+    top_level_boxes,
+)
+
+__all__ = ["Encoding", "Sound", "Written", "frame_rate", "read_metadata", "sweep_partials", "write_video"]
+
+ENCODERS: dict[str, Literal["libx264"]] = {"h264": "libx264"}
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+PIXEL_FORMATS = ("yuv420p", "yuv444p")
+THUMBNAIL_SIDE = 512
+
+_BT709 = 1  # the value of ITU-T H.273 for primaries, transfer and matrix alike
+_LIMITED_RANGE = 1
+# Fixed, so the same frames give the same file on every machine; each thread also holds frames back.
+_X264_THREADS = 4
+_AAC_SAMPLES = 1024
+_AAC_MAX_BITS_PER_SAMPLE = 6  # 6144 bits for 1024 samples of a channel; asking for more is only clamped
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg)?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How to write. `crf`: 0 (lossless) .. 51 (worst). `audio_bitrate`: bits per second, all channels.
+
+    `png_frames` also keeps every frame as a PNG; `thumbnail` the first as a small JPEG. Raises
+    RequestError for a value outside these.
+    """
+
+    codec: str = "h264"
+    crf: int = 18
+    preset: str = "medium"
+    pix_fmt: str = "yuv420p"
+    audio_bitrate: int = 192_000
+    png_frames: bool = False
+    thumbnail: bool = True
+
+    def __post_init__(self) -> None:
+        require_one_of("codec", self.codec, ENCODERS)
+        require_one_of("preset", self.preset, PRESETS)
+        require_one_of("pix_fmt", self.pix_fmt, PIXEL_FORMATS)
+        if not 0 <= self.crf <= 51:
+            raise RequestError(f"crf is {self.crf}; give 0 (lossless) to 51 (worst).")
+        if self.audio_bitrate < 8000:
+            raise RequestError(f"audio_bitrate is {self.audio_bitrate}; give 8000 bits per second or more.")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands on disk now. `duration` in seconds is frames / fps; `sample_rate` None: no sound."""
+
+    path: Path
+    thumbnail: Path | None
+    frames_dir: Path | None
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    sample_rate: int | None
+
+
+def write_video(
+    path: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    *,
+    fps: float,
+    sound: Sound | None,
+    metadata: Mapping[str, object],
+    encoding: Encoding = Encoding(),
+    on_frame: Callable[[int], None] | None = None,
+) -> Written:
+    """Encodes `frames` to the mp4 at `path`, replacing an mp4 of that name, and says what was written.
+
+    `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
+    padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
+    `on_frame(count)` runs after each encoded frame and may raise to cancel. Beside the video go
+    `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them.
+
+    Whatever is raised, by `frames` and `on_frame` too, leaves nothing new behind. Raises RequestError
+    for values that cannot be written, HostError where disk or PyAV build fail, LTXError for frames or
+    sound that no decoder should have produced.
+    """
+    rate, tags = frame_rate(fps), _tags(metadata)
+    require_sound(sound)
+    require_encoder(ENCODERS[encoding.codec])
+    with _host_errors(path.parent):
+        outputs = _Outputs(path, encoding)
+    size, images = checked_images(frames)
+    with ExitStack() as stack:
+        stack.callback(outputs.discard)
+        with _host_errors(path.parent):
+            container = stack.enter_context(_open(outputs.temp(path)))
+            movie = _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding)
+        for index, image in enumerate(images):
+            with _host_errors(path.parent):
+                movie.add(image)
+                outputs.add(image, index)
+            if on_frame is not None:
+                on_frame(index + 1)
+        with _host_errors(path.parent):
+            movie.finish()
+            outputs.publish()
+    return Written(
+        path=path,
+        thumbnail=outputs.thumbnail,
+        frames_dir=outputs.frames_dir,
+        frames=movie.frames,
+        fps=float(rate),
+        width=size[0],
+        height=size[1],
+        duration=float(movie.frames / rate),
+        sample_rate=None if sound is None else sound.rate,
+    )
+
+
+def require_encoder(name: str) -> None:
+    """Raises HostError where this PyAV has no encoder of FFmpeg's `name`, such as "libx264"."""
+    try:
+        av.Codec(name, "w")
+    except ValueError as error:
+        raise HostError(
+            f"The installed PyAV {av.__version__} has no {name} encoder; install PyAV from its PyPI wheel."
+        ) from error
+
+
+def sweep_partials(folder: Path, older_than_s: float) -> int:
+    """Removes what killed writers left in `folder`, untouched for `older_than_s` seconds; says how many.
+
+    Only names this module makes are touched. A missing folder has none.
+    """
+    if not folder.is_dir():
+        return 0
+    stale = [entry for entry in folder.iterdir() if _is_stale(entry, older_than_s)]
+    for entry in stale:
+        _remove(entry)
+    return sum(not os.path.lexists(entry) for entry in stale)
+
+
+class _Outputs:
+    """The video and what goes beside it: hidden until `publish`, removed where that is not reached."""
+
+    def __init__(self, path: Path, encoding: Encoding) -> None:
+        self._token = secrets.token_hex(6)
+        self.video = path
+        self.thumbnail = path.with_suffix(".jpg") if encoding.thumbnail else None
+        self.frames_dir = path.with_name(f"{path.stem}-frames") if encoding.png_frames else None
+        # The video comes last: where it stands, all that belongs to it does.
+        self._all = [p for p in (self.frames_dir, self.thumbnail, self.video) if p is not None]
+        self._require_free()
+
+    def temp(self, final: Path) -> Path:
+        """Where `final` is written until it is complete; [:40] because names have a longest length."""
+        suffix = "" if final == self.frames_dir else final.suffix.lower()
+        return final.with_name(f".{self.video.stem[:40]}.{self._token}.part{suffix}")
+
+    def _require_free(self) -> None:
+        if self.video.suffix.lower() != ".mp4":
+            raise RequestError(f"{self.video.name} is no name for an mp4; end it in .mp4.")
+        if not self.video.parent.is_dir():
+            raise HostError(f"The folder {self.video.parent} does not exist; create it or choose another.")
+        for final in self._all:
+            if os.path.lexists(final) and not self._may_replace(final):
+                raise RequestError(f"{final} is already there; move it away or choose another name.")
+
+    def _may_replace(self, final: Path) -> bool:
+        """An earlier video and its thumbnail may go; folders, and a picture without a video, may not."""
+        return final.is_file() and self.video.is_file()
+
+    def add(self, image: NDArray[np.uint8], index: int) -> None:
+        if self.frames_dir is not None:
+            folder = self.temp(self.frames_dir)
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / f"{index:05d}.png")
+        if self.thumbnail is not None and index == 0:
+            small = Image.fromarray(image)
+            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            small.save(self.temp(self.thumbnail), "JPEG", quality=90)
+
+    def publish(self) -> None:
+        _settle(self.temp(self.video))
+        with ExitStack() as undo:
+            for final in self._all:
+                os.replace(self.temp(final), final)
+                undo.callback(_remove, final)
+            undo.pop_all()
+        _sync_folder(self.video.parent)
+
+    def discard(self) -> None:
+        """After `publish` none of these names exists."""
+        for final in self._all:
+            _remove(self.temp(final))
+
+
+class _Movie:
+    """One mp4 being encoded. Sound follows the pictures, so neither has to wait in memory for the other."""
+
+    def __init__(
+        self,
+        container: OutputContainer,
+        size: tuple[int, int],
+        rate: Fraction,
+        *,
+        sound: Sound | None,
+        tags: Mapping[str, str],
+        encoding: Encoding,
+    ) -> None:
+        self.frames = 0
+        self._rate, self._pix_fmt = rate, encoding.pix_fmt
+        self._container = container
+        self._video = _video_stream(container, size, rate, encoding)
+        self._track = None if sound is None else _SoundTrack(container, sound, encoding.audio_bitrate)
+        container.metadata.update(tags)
+        # The header is written here, with both streams in it: a stream added after the first packet
+        # would be left out of the file without a word.
+        container.start_encoding()
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+            format=self._pix_fmt,
+            src_colorspace=Colorspace.ITU709,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = self.frames, 1 / self._rate
+        self._container.mux(self._video.encode(frame))
+        self.frames += 1
+        if self._track is not None:
+            self._container.mux(list(self._track.whole_blocks(self.frames / self._rate)))
+
+    def finish(self) -> None:
+        """Writes what the encoders still hold, then the index; the file is complete after this."""
+        if self._track is not None:
+            self._container.mux(list(self._track.rest(self.frames / self._rate)))
+        self._container.mux(self._video.encode(None))
+        self._container.close()
+
+
+class _SoundTrack:
+    """Cuts a waveform into AAC blocks, silence where it has ended.
+
+    Blocks are given the encoder ready for use (size, planar float, rate, time stamp), because what
+    PyAV does with others has changed from release to release.
+    """
+
+    def __init__(self, container: OutputContainer, sound: Sound, bitrate: int) -> None:
+        channels = sound.waveform.shape[0]
+        self._layout = "mono" if channels == 1 else "stereo"
+        self._sound, self._done = sound, 0
+        self._stream: AudioStream = container.add_stream("aac", rate=sound.rate, layout=self._layout)
+        self._stream.bit_rate = min(bitrate, _AAC_MAX_BITS_PER_SAMPLE * sound.rate * channels)
+        self._stream.codec_context.time_base = Fraction(1, sound.rate)
+
+    def whole_blocks(self, seconds: Fraction) -> Iterator[Packet[AudioStream]]:
+        """Whatever fits completely into the first `seconds`; AAC takes a short block only as its last."""
+        while self._done + _AAC_SAMPLES <= seconds * self._sound.rate:
+            yield from self._encode(_AAC_SAMPLES)
+
+    def rest(self, seconds: Fraction) -> Iterator[Packet[AudioStream]]:
+        """All that is missing up to `seconds`, to the sample; the muxer then records just that length."""
+        yield from self.whole_blocks(seconds)
+        left = round(seconds * self._sound.rate) - self._done
+        if left > 0:
+            yield from self._encode(left)
+        yield from self._stream.encode(None)
+
+    def _encode(self, samples: int) -> list[Packet[AudioStream]]:
+        heard = self._sound.waveform[:, self._done : self._done + samples]
+        block = np.zeros((heard.shape[0], samples), np.float32)
+        block[:, : heard.shape[1]] = np.clip(heard, -1.0, 1.0)
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._layout)
+        frame.sample_rate, frame.time_base = self._sound.rate, Fraction(1, self._sound.rate)
+        frame.pts = self._done
+        self._done += samples
+        return self._stream.encode(frame)
+
+
+def _video_stream(
+    container: OutputContainer, size: tuple[int, int], rate: Fraction, encoding: Encoding
+) -> VideoStream:
+    options = {"crf": str(encoding.crf), "preset": encoding.preset}
+    stream = container.add_stream(ENCODERS[encoding.codec], rate=rate, options=options, bit_rate=0)
+    stream.width, stream.height = size
+    stream.pix_fmt = encoding.pix_fmt
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    context.color_primaries = context.color_trc = context.colorspace = _BT709
+    context.color_range = _LIMITED_RANGE
+    context.thread_count, context.thread_type = _X264_THREADS, ThreadType.AUTO
+    return stream
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[OutputContainer]:
+    """An mp4 for writing; absolute, because FFmpeg would take `a:b.mp4` for a protocol."""
+    container = av.open(str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"})
+    try:
+        yield container
+    finally:  # does nothing after finish(); before it the file is thrown away, so only letting go counts
+        with suppress(OSError, av.FFmpegError):
+            container.close()
+
+
+@contextmanager
+def _host_errors(folder: Path) -> Iterator[None]:
+    """Around this module's own work only: errors of `frames` and `on_frame` pass as they are."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"The video cannot be written in {folder} ({error.strerror or error}); "
+            "free some space there or choose another folder."
+        ) from error
+    except av.FFmpegError as error:
+        raise HostError(f"The encoder failed on a video for {folder} ({error}); try another size.") from error
+
+
+def _tags(metadata: Mapping[str, object]) -> dict[str, str]:
+    """All of `metadata` as JSON in the tag that every tool shows, and its title in the one for titles."""
+    tags = {"comment": metadata_text(metadata)}
+    if isinstance(title := metadata.get("title"), str) and title:
+        tags["title"] = title.encode(errors="replace").decode()
+    return tags
+
+
+def _settle(path: Path) -> None:
+    """Checks that the mp4 is whole, since not every failed write is reported, and syncs it to disk."""
+    with path.open("r+b") as file:
+        try:
+            top_level_boxes(file)
+        except ValueError as error:
+            raise HostError(f"The video in {path.parent} came out incomplete; is the disk full?") from error
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """So the new names survive a power cut; where a system cannot do this, the files stand all the same."""
+    with suppress(OSError), ExitStack() as stack:
+        handle = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, handle)
+        os.fsync(handle)
+
+
+def _is_stale(entry: Path, older_than_s: float) -> bool:
+    if not _PARTIAL.fullmatch(entry.name):
+        return False
+    with suppress(OSError):  # gone already
+        return time.time() - entry.lstat().st_mtime >= older_than_s
+    return False
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there; what cannot be removed stays for `sweep_partials`."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

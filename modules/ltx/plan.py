@@ -1,0 +1,375 @@
+"""Decide everything: `plan(request, caps)` turns a request into frozen numbers, before weights are read.
+
+Pure, and free of torch: the same request and row give the same plan in well under a millisecond.
+After this module nobody looks at a user's option again. Whatever cannot be done raises RequestError
+here; whatever was adjusted is a note, in words. The parts that make up a stage are in `recipe.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from modules.ltx import recipe
+from modules.ltx.errors import RequestError
+from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
+from modules.ltx.ltx_util import get_frames, latent_index
+from modules.ltx.request import ImageAt, Lora, Request
+
+
+@dataclass(frozen=True)
+class SchedulerPlan:
+    """Which solver runs a stage's sigmas, and where they came from. The list itself is the stage's."""
+
+    sampler: str = "euler"
+    source: str = (
+        ""  # token-count | anchor-4096 | sampler-shift | distilled | stage2 | linear-quadratic | linear
+    )
+    shift: float | None = None  # m of the token-count schedule
+    skipped: tuple[float, ...] = ()  # head of a schedule that denoise_strength cuts away (0.9 stage 2)
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """LoRA weights a stage runs with: a repo or file, the file inside the repo if it must be named."""
+
+    repo: str
+    strength: float
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: stage1, upsample or stage2. Sizes in pixels; sigmas without the final 0."""
+
+    name: str
+    width: int
+    height: int
+    frames: int
+    pipeline: str = ""
+    sigmas: tuple[float, ...] = ()
+    scheduler: SchedulerPlan = SchedulerPlan()
+    guidance: Guidance | None = None
+    lora: LoraPlan | None = None  # the recipe's own
+    loras: tuple[LoraPlan, ...] = ()  # the user's
+    noise_scale: float | None = None  # start latent = (1 - noise_scale) * latent + noise_scale * noise
+    denoise_strength: float | None = None  # how 0.9 is told the same
+    use_cross_timestep: bool = False
+    passes: tuple[int, ...] = ()  # evaluations of each step; 1 is a plain step
+    upsampler: str | None = None
+    upsample_passes: int = 0  # 2x each; a resize of the latents follows where that overshoots
+
+    @property
+    def evaluations(self) -> int:
+        """Guided predictions of the stage: one loop iteration of the pipeline each."""
+        return sum(self.passes)
+
+    @property
+    def uses_cfg(self) -> bool:
+        """Whether it needs the negative prompt: CFG runs where the video's or the sound's scale is above 1."""
+        guidance = self.guidance
+        return guidance is not None and max(guidance.guidance_scale, guidance.audio_guidance_scale) > 1.0
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How latents become frames: VAE noise level (None = not conditioned), and tiles in pixel frames."""
+
+    timestep: float | None = None
+    noise_scale: float | None = None
+    tile_frames: int = 64  # upstream's TilingConfig default: 64 frames, 24 shared with the next tile
+    overlap_frames: int = 24
+    tile_size: int = 512  # and 512 pixels, 64 shared
+    overlap_size: int = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole job. `request` is what was asked, kept for the metadata only."""
+
+    caps: Caps
+    request: Request
+    prompt: str
+    negative: str | None  # None: the family's published negative prompt
+    seed: int | None
+    width: int
+    height: int
+    frames: int
+    fps: float
+    stages: tuple[StagePlan, ...]
+    images: tuple[ImageAt, ...]
+    audio_from: str | None
+    decode: DecodePlan
+    notes: tuple[str, ...]
+    image_cond_noise_scale: float | None = None
+
+    @property
+    def evaluations(self) -> int:
+        return sum(stage.evaluations for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether any stage runs classifier-free guidance, for video or for sound."""
+        return any(stage.uses_cfg for stage in self.stages)
+
+    def with_seed(self, seed: int) -> Plan:
+        """The same plan with its seed settled, in the request too."""
+        return replace(self, seed=seed, request=replace(self.request, seed=seed))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values; the keys are part of the command line's contract."""
+        return {
+            "model": self.caps.label,
+            "model_id": self.caps.id,
+            "source": self.caps.source,
+            "prompt": self.prompt,
+            "negative": self.negative,
+            "seed": self.seed,
+            "width": self.width,
+            "height": self.height,
+            "frames": self.frames,
+            "fps": self.fps,
+            "seconds": round(self.seconds, 3),
+            "stages": [{**asdict(stage), "evaluations": stage.evaluations} for stage in self.stages],
+            "images": [asdict(image) for image in self.images],
+            "audio_from": self.audio_from,
+            "evaluations": self.evaluations,
+            "decode": asdict(self.decode),
+            "memory": recipe.memory_gb(self.caps),
+            "notes": list(self.notes),
+        }
+
+
+def plan(request: Request, caps: Caps, notes: Iterable[str] = ()) -> Plan:
+    """Every choice of a job. Raises RequestError for what `caps` cannot do; `notes` are put behind the first."""
+    if caps.unavailable:
+        raise RequestError(f"{caps.label}: cannot run here: {'; '.join(caps.unavailable)}.")
+    _refuse_unsupported(request, caps)
+    sizes = recipe.sizes(request, caps)
+    frames = get_frames(request.frames or caps.default_frames, caps.frame_ratio)
+    images = _images(request, caps, frames)
+    fps = request.fps or caps.default_fps
+    stages, stage_notes = _stages(request, caps, sizes, frames)
+    settled = Plan(
+        caps=caps,
+        request=request,
+        prompt=request.prompt,
+        negative=caps.default_negative if request.negative is None else request.negative,
+        seed=request.seed,
+        width=sizes.width,
+        height=sizes.height,
+        frames=frames,
+        fps=fps,
+        stages=stages,
+        images=images,
+        audio_from=_audio_from(request, caps, stages),
+        decode=_decode(request, caps),
+        notes=(),
+        image_cond_noise_scale=_noise_on_images(request, caps),
+    )
+    found = [*notes, *sizes.notes, *_frame_notes(request, frames), *stage_notes, *_prompt_notes(settled)]
+    return replace(settled, notes=(_headline(settled), *found))
+
+
+def _stages(
+    request: Request, caps: Caps, sizes: recipe.Sizes, frames: int
+) -> tuple[tuple[StagePlan, ...], list[str]]:
+    """The ordered stages and the notes their numbers need."""
+    schedule = recipe.base_schedule(request, caps, sizes.base_width, sizes.base_height, frames)
+    guidance = recipe.base_guidance(request, caps)
+    notes = [*schedule.notes, *recipe.guidance_notes(request, guidance)]
+    loras = tuple(LoraPlan(item.source, item.strength) for item in request.loras)
+    stages = [
+        StagePlan(
+            name="stage1",
+            width=sizes.base_width,
+            height=sizes.base_height,
+            frames=frames,
+            pipeline=caps.pipeline,
+            sigmas=schedule.sigmas,
+            scheduler=SchedulerPlan(source=schedule.source, shift=schedule.shift),
+            guidance=guidance,
+            loras=loras,
+            noise_scale=1.0,
+            use_cross_timestep=caps.use_cross_timestep,
+            passes=(1,) * len(schedule.sigmas),
+        )
+    ]
+    if sizes.upsample_passes:
+        stages.append(
+            StagePlan(
+                name="upsample",
+                width=sizes.width,
+                height=sizes.height,
+                frames=frames,
+                upsampler=caps.upsampler,
+                upsample_passes=sizes.upsample_passes,
+            )
+        )
+    if request.refine:
+        stage2 = recipe.stage2_schedule(request, caps)
+        notes += stage2.notes
+        stages.append(_stage2(caps, sizes, frames, stage2, loras))
+    return tuple(stages), notes
+
+
+def _stage2(
+    caps: Caps, sizes: recipe.Sizes, frames: int, schedule: recipe.Schedule, loras: tuple[LoraPlan, ...]
+) -> StagePlan:
+    """Stage 2 at the result's size: identity guidance, the stage-2 LoRA for Dev, a fresh scheduler."""
+    lora = None
+    if caps.stage2_dev_lora_repo:
+        lora = LoraPlan(caps.stage2_dev_lora_repo, 1.0, caps.stage2_dev_lora_file)
+    return StagePlan(
+        name="stage2",
+        width=sizes.width,
+        height=sizes.height,
+        frames=frames,
+        pipeline=caps.stage2_pipeline,
+        sigmas=schedule.sigmas,
+        scheduler=SchedulerPlan(source=schedule.source, skipped=schedule.skipped),
+        guidance=IDENTITY,
+        lora=lora,
+        loras=loras,
+        noise_scale=schedule.sigmas[0],
+        denoise_strength=schedule.denoise_strength,
+        use_cross_timestep=caps.use_cross_timestep,
+        passes=(1,) * len(schedule.sigmas),
+    )
+
+
+def _audio_from(request: Request, caps: Caps, stages: tuple[StagePlan, ...]) -> str | None:
+    """The stage whose sound is written; None without sound."""
+    if not (caps.supports_audio and request.audio):
+        return None
+    return caps.audio_from if stages[-1].name == "stage2" else "stage1"
+
+
+def _decode(request: Request, caps: Caps) -> DecodePlan:
+    if not caps.supports_decode_timestep:
+        return DecodePlan()
+    given = request.decode_timestep
+    return DecodePlan(caps.decode_timestep if given is None else given, caps.decode_noise_scale)
+
+
+def _noise_on_images(request: Request, caps: Caps) -> float | None:
+    if not caps.supports_image_cond_noise_scale:
+        return None
+    given = request.image_cond_noise_scale
+    return caps.image_cond_noise_scale if given is None else given
+
+
+def _refuse_unsupported(request: Request, caps: Caps) -> None:
+    """An option that a variant does not have is refused, never ignored."""
+    asked = {name for name, value in request.to_json().items() if value not in (False, None)}
+    gates = {
+        "decode_timestep": caps.supports_decode_timestep,
+        "image_cond_noise_scale": caps.supports_image_cond_noise_scale,
+        "dynamic_shift": caps.supports_dynamic_shift,
+        "sampler_shift": caps.supports_sampler_shift or (request.sampler_shift or 0) < 0,
+        "stage2_steps": request.refine,
+        "refine_strength": request.refine and caps.stage2_schedule == "denoise-strength",
+        **dict.fromkeys(recipe.FOUR_WAY_OPTIONS, caps.supports_stg),
+    }
+    for name, supported in gates.items():
+        if name in asked and not supported:
+            raise RequestError(
+                f"--{name.replace('_', '-')}: {caps.label} does not have it; {_instead(name)}."
+            )
+    if request.refine and not caps.supports_two_stage_refine:
+        raise RequestError(
+            f"--refine: {caps.label} has no second stage: {caps.upsampler_why_not}; leave it out."
+        )
+    if (request.upsample or 1.0) > 1.0 and not caps.supports_upsample:
+        raise RequestError(
+            f"--upsample: {caps.label} has no upsampler: {caps.upsampler_why_not}; leave it out."
+        )
+
+
+def _instead(name: str) -> str:
+    if name in ("stage2_steps", "refine_strength"):
+        return (
+            "it belongs to --refine"
+            if name == "stage2_steps"
+            else "it belongs to --refine of 0.9.7 and later 0.9"
+        )
+    return "leave it out, or take a variant that has it (`models --json` tells)"
+
+
+def _images(request: Request, caps: Caps, frames: int) -> tuple[ImageAt, ...]:
+    """The images of the request, checked against what the variant's class takes."""
+    images = request.images
+    if images and not caps.supports_input_media:
+        raise RequestError(
+            f"--image: {caps.label} makes video from text alone; take its I2V or Condition variant."
+        )
+    if caps.is_i2v and not any(image.frame == 0 for image in images):
+        raise RequestError(
+            f"{caps.label} starts from an image and none was given; add --image FILE or take T2V."
+        )
+    if caps.supports_multi_condition:
+        return _placed(images, frames)
+    for image in images:
+        if image.frame != 0 or len(images) > 1:
+            raise RequestError(
+                f"--last-image: {caps.label} takes one first image; take the Condition variant."
+            )
+        if image.strength != 1.0:
+            raise RequestError(
+                f"--condition-strength: {caps.label} holds its image fully; take the Condition variant."
+            )
+    return images
+
+
+def _placed(images: tuple[ImageAt, ...], frames: int) -> tuple[ImageAt, ...]:
+    """Images of a Condition class: each inside the clip, none on the latent frame of another."""
+    taken: dict[int, int] = {}
+    for image in images:
+        if image.frame >= frames:
+            raise RequestError(
+                f"image at frame {image.frame}: the clip has frames 0 to {frames - 1}; -1 is the last."
+            )
+        index = latent_index(image.frame, frames)
+        if index in taken:
+            where = f"frames {taken[index]} and {image.frame}"
+            raise RequestError(
+                f"two images ({where}) fall on one latent frame; set them 8 frames apart or more."
+            )
+        taken[index] = image.frame
+    return images
+
+
+def _headline(settled: Plan) -> str:
+    sound = "with sound" if settled.audio_from else "without sound"
+    size = f"{settled.width}x{settled.height}"
+    return f"you get {size}, {settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
+
+
+def _frame_notes(request: Request, frames: int) -> list[str]:
+    if request.frames in (None, frames):
+        return []
+    return [f"frames: {request.frames} asked, {frames} made: the model makes 8k+1 frames"]
+
+
+def _prompt_notes(settled: Plan) -> list[str]:
+    notes = []
+    if not settled.prompt.strip():
+        notes.append("the prompt is empty: the model makes whatever it likes")
+    # About four characters a token in English; the tokenizer's exact word is an event of the encode stage.
+    if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
+        kept = settled.caps.max_sequence_length
+        notes.append(
+            f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens"
+        )
+    if settled.request.negative and not settled.needs_negative:
+        notes.append("the negative prompt is not used: no guidance scale is above 1")
+    if settled.negative is None and settled.needs_negative:
+        notes.append("negative prompt: the one Lightricks publishes for this family (--negative replaces it)")
+    if settled.caps.supports_audio and not settled.request.audio:
+        notes.append("sound is made with the video in any case; it is only not written")
+    return notes

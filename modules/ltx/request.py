@@ -1,0 +1,259 @@
+"""What the user asks for: one frozen record, every option declared once with its unit, range and help.
+
+The command line, the tab and the API all build a `Request` from the same declarations (`OPTIONS`).
+Parsing and range checks live here; what a variant allows, and every default that depends on the
+variant, is decided in `plan.py`. `None` always means "the variant's own default".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from modules.ltx.errors import RequestError
+
+MAX_SIDE = 4096  # pixels; 4096x4096x9 is already 32768 tokens, more than any LTX model was trained on
+MAX_FRAMES = 2401  # 100 s at 24 fps; upstream's longest published clips are 20 s
+MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit integer
+MAX_PROMPT = 1_000_000  # characters; the tokenizer cuts far earlier, this only bounds the metadata
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field of `Request` is shown and checked. `kind` is one of int, float, bool, str, list."""
+
+    name: str
+    kind: str
+    help: str
+    flag: str
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def allowed(self) -> str:
+        """The range in words, for help texts and error sentences."""
+        words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        kind = words.get(self.kind, "a comma-separated list of whole numbers")
+        unit = f" {self.unit}" if self.unit else ""
+        if self.low is None or self.high is None:
+            return f"{kind}{unit}"
+        return f"{kind} from {self.low:g} to {self.high:g}{unit}"
+
+    def parse(self, value: object) -> Any:
+        """`value` (text or a JSON value) as this option's type; None stays None. Raises RequestError."""
+        if value is None:
+            return None
+        parsed = _PARSERS[self.kind](value)
+        if parsed is None:
+            raise RequestError(f"{self.flag} {value!r}: not valid; it takes {self.allowed()}.")
+        for number in parsed if isinstance(parsed, tuple) else (parsed,):
+            if self.low is not None and self.high is not None and not self.low <= number <= self.high:
+                raise RequestError(f"{self.flag} {value}: out of range; it takes {self.allowed()}.")
+        return parsed
+
+
+def _int(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return int(str(value).strip())
+    except ValueError:
+        return None
+
+
+def _float(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(str(value).strip())
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _bool(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+
+
+def _text(value: object) -> str | None:
+    # A lone surrogate (from a badly decoded argv) cannot be written to the metadata as UTF-8.
+    if not isinstance(value, str) or len(value) > MAX_PROMPT:
+        return None
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _ints(value: object) -> tuple[int, ...] | None:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        return None
+    numbers = [_int(part) for part in parts]
+    return None if None in numbers else tuple(n for n in numbers if n is not None)
+
+
+_PARSERS: Mapping[str, Any] = {"int": _int, "float": _float, "bool": _bool, "str": _text, "list": _ints}
+
+
+@dataclass(frozen=True)
+class ImageAt:
+    """An image that the video must show: `frame` is a pixel frame, 0 the first, -1 the last."""
+
+    path: str
+    frame: int = 0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA weights (a file, a folder or a hub repo) and how strongly they act, 1.0 as trained."""
+
+    source: str
+    strength: float = 1.0
+
+
+def option(
+    kind: str,
+    help: str,
+    *,
+    default: Any = None,
+    between: tuple[float, float] | None = None,
+    flag: str = "",
+    unit: str = "",
+) -> Any:
+    """A dataclass field that carries its own `Option` declaration (without the name, which follows)."""
+    low, high = between if between is not None else (None, None)
+    declared = {"kind": kind, "help": help, "flag": flag, "low": low, "high": high, "unit": unit}
+    return field(default=default, metadata={"option": declared})
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a user can ask for. Build it with `Request.parse` to get the checks."""
+
+    model: str = option("str", "an id, a label of `models`, a folder, a hub repo, or `nano`", default="nano")
+    variant: str | None = option("str", "treat the folder or repo of --model as this variant (id or label)")
+    prompt: str = option("str", "what the video shows and sounds like", default="")
+    negative: str | None = option("str", "what it should not show; used where guidance is above 1")
+    seed: int | None = option("int", "same seed, same video; left out, one is drawn", between=(0, MAX_SEED))
+    steps: int | None = option("int", "denoising steps of the first stage", between=(1, 200))
+    width: int | None = option("int", "width of the result", between=(32, MAX_SIDE), unit="pixels")
+    height: int | None = option("int", "height of the result", between=(32, MAX_SIDE), unit="pixels")
+    frames: int | None = option(
+        "int", "length of the video; 8k+1 is kept", between=(1, MAX_FRAMES), unit="frames"
+    )
+    fps: float | None = option("float", "frames a second", between=(1, 120), unit="fps")
+
+    refine: bool = option(
+        "bool", "two stages: half size first, 2x latent upsample, then stage 2 at full size", default=False
+    )
+    upsample: float | None = option(
+        "float",
+        "upsample the latents by this ratio; the size given is then the size before it",
+        between=(1, 4),
+    )
+    stage2_steps: int | None = option("int", "steps of stage 2", between=(1, 60))
+    refine_strength: float | None = option(
+        "float", "how much of the noise stage 2 adds back (0.9)", between=(0.05, 0.95)
+    )
+
+    guidance_scale: float | None = option(
+        "float", "how strongly the video follows the prompt", between=(0, 30)
+    )
+    stg_scale: float | None = option("float", "spatio-temporal guidance of the video", between=(0, 10))
+    modality_scale: float | None = option("float", "how strongly video follows sound", between=(0, 30))
+    guidance_rescale: float | None = option("float", "tames over-exposure by guidance", between=(0, 1))
+    audio_guidance_scale: float | None = option("float", "--guidance-scale of the sound", between=(0, 30))
+    audio_stg_scale: float | None = option("float", "--stg-scale of the sound", between=(0, 10))
+    audio_modality_scale: float | None = option("float", "--modality-scale of the sound", between=(0, 30))
+    audio_guidance_rescale: float | None = option("float", "--guidance-rescale of the sound", between=(0, 1))
+    stg_blocks: tuple[int, ...] | None = option(
+        "list", "transformer blocks that STG skips, as 28 or 28,29", between=(0, 999)
+    )
+
+    sampler_shift: float | None = option(
+        "float", "shift of the sigma schedule; below 0 the token count decides", between=(-1, 10)
+    )
+    dynamic_shift: bool | None = option("bool", "shift the schedule by the token count of the stage")
+    decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
+    image_cond_noise_scale: float | None = option(
+        "float", "noise on held images, for motion (0.9)", between=(0, 1)
+    )
+    audio: bool = option("bool", "write sound where the model makes it", default=True)
+
+    images: tuple[ImageAt, ...] = ()
+    loras: tuple[Lora, ...] = ()
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Request:
+        """A checked Request from text or JSON values. Unknown names and bad values raise RequestError."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise RequestError(
+                f"unknown option {unknown[0]!r}; known are: {', '.join(o.name for o in OPTIONS)}."
+            )
+        given = {name: BY_NAME[name].parse(value) for name, value in values.items() if name in BY_NAME}
+        kept = {name: value for name, value in given.items() if value is not None}
+        images = tuple(_image(item) for item in _items(values, "images"))
+        loras = tuple(_lora(item) for item in _items(values, "loras"))
+        return cls(**kept, images=images, loras=loras)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values of what was asked, without what was left at None; `parse` reads it back."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
+
+
+def _options() -> tuple[Option, ...]:
+    declared = [(f.name, f.metadata["option"]) for f in fields(Request) if "option" in f.metadata]
+    return tuple(
+        Option(name=name, **{**given, "flag": given["flag"] or "--" + name.replace("_", "-")})
+        for name, given in declared
+    )
+
+
+OPTIONS = _options()
+BY_NAME: Mapping[str, Option] = {o.name: o for o in OPTIONS}
+STRENGTH = Option("strength", "float", "strength of an image", "--condition-strength", 0.0, 1.0)
+LORA_STRENGTH = Option("strength", "float", "strength of a LoRA", "--lora PATH:STRENGTH", -4.0, 4.0)
+FRAME = Option("frame", "int", "frame an image stands at", "frame", -1, MAX_FRAMES)
+
+
+def default_of(name: str) -> Any:
+    """The default of a Request field, for help texts."""
+    value = Request.__dataclass_fields__[name].default
+    return None if value is MISSING else value
+
+
+def _items(values: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    items = values.get(name) or ()
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, Mapping) for item in items):
+        raise RequestError(f"{name}: not valid; it takes a list of objects.")
+    return list(items)
+
+
+def _image(item: Mapping[str, object]) -> ImageAt:
+    _only(item, "images", {"path", "frame", "strength"})
+    frame = FRAME.parse(item.get("frame", 0))
+    return ImageAt(_path(item, "path", "image"), frame, STRENGTH.parse(item.get("strength", 1.0)))
+
+
+def _lora(item: Mapping[str, object]) -> Lora:
+    _only(item, "loras", {"source", "strength"})
+    return Lora(_path(item, "source", "LoRA"), LORA_STRENGTH.parse(item.get("strength", 1.0)))
+
+
+def _only(item: Mapping[str, object], where: str, allowed: set[str]) -> None:
+    unknown = sorted(set(item) - allowed)
+    if unknown:
+        raise RequestError(f"{where}: unknown key {unknown[0]!r}; known are: {', '.join(sorted(allowed))}.")
+
+
+def _path(item: Mapping[str, object], key: str, what: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise RequestError(f"{what} {value!r}: not a path; give the path of a file.")
+    return value

@@ -1,0 +1,182 @@
+"""The stages as plain callables `(state, host) -> state`: encode, sample, upsample, refine, decode.
+
+A stage reads its numbers from the plan and its tensors from the state, borrows what it needs from the
+host's pipeline, and returns the state moved on. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from modules.ltx import borrow
+from modules.ltx.errors import LTXError
+from modules.ltx.host import Host
+from modules.ltx.ltx_util import centre_box, seed_for
+from modules.ltx.plan import Plan, StagePlan
+from modules.ltx.scheduler import planned
+from modules.ltx.state import Embeds, Event, State
+from modules.video_models.video_overrides import Start, call_args
+
+Stage = Callable[[State, Host], State]
+
+
+def ordered(plan: Plan) -> list[tuple[str, Stage]]:
+    """The job as (phase, stage), in the order it runs. Decoding, which writes files, is `ltx_process`'s."""
+    made: Mapping[str, Callable[..., State]] = {"stage1": sample, "upsample": upsample, "stage2": refine}
+    names = {"stage1": "sample", "upsample": "upsample", "stage2": "refine"}
+    return [
+        ("encode", encode),
+        *((names[stage.name], partial(made[stage.name], stage=stage)) for stage in plan.stages),
+    ]
+
+
+def encode(state: State, host: Host) -> State:
+    """Prompt to embeddings, once a job; negative ones only where some stage's guidance needs them."""
+    plan = state.plan
+    with host.pipeline(plan.caps, plan.caps.pipeline) as pipe, borrow.forward_hook(pipe.text_encoder, host.poll):
+        host.emit(Event("encode", 0, 1, planned=plan.evaluations))
+        encoded = pipe.encode_prompt(
+            prompt=plan.prompt,
+            negative_prompt=negative_prompt(plan),
+            do_classifier_free_guidance=plan.needs_negative,
+            max_sequence_length=plan.caps.max_sequence_length,
+        )
+        cut = _cut_off(pipe.tokenizer, plan)
+    parked = [None if tensor is None else tensor.cpu() for tensor in encoded]
+    host.emit(Event("encode", 1, 1, planned=plan.evaluations, message=cut))
+    return replace(state, embeds=Embeds(*parked), notes=state.notes + ((cut,) if cut else ()))
+
+
+def negative_prompt(plan: Plan) -> str:
+    """The negative prompt; where the plan leaves it to the family, Lightricks' as diffusers ships it."""
+    if plan.negative is not None:
+        return plan.negative
+    from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
+
+    return str(DEFAULT_NEGATIVE_PROMPT)
+
+
+def _cut_off(tokenizer: Any, plan: Plan) -> str:
+    tokens, kept = len(tokenizer(plan.prompt).input_ids), plan.caps.max_sequence_length
+    return f"the prompt has {tokens} tokens; the first {kept} are read, the rest is cut off" if tokens > kept else ""
+
+
+def sample(state: State, host: Host, *, stage: StagePlan) -> State:
+    """The base pass: from noise to latents, through the host."""
+    with _ready(state, host, stage) as (pipe, args):
+        output = host.base_pass(pipe, args | call_args(state.plan, stage, images=_cropped(state, stage)))
+        return _sampled(state, stage, pipe, output)
+
+
+def refine(state: State, host: Host, *, stage: StagePlan) -> State:
+    """Stage 2: the upsampled latents partly re-noised and finished at full size; sound goes along."""
+    start = Start(state.video_latents, state.audio_latents)
+    with _ready(state, host, stage) as (pipe, args):
+        output = pipe(**args, **call_args(state.plan, stage, images=_cropped(state, stage), start=start))
+        return _sampled(state, stage, pipe, output)
+
+
+def upsample(state: State, host: Host, *, stage: StagePlan) -> State:
+    """Latents doubled in width and height, as often as the plan says, then resized where that overshoots."""
+    caps, latents = state.plan.caps, state.video_latents
+    if latents is None or stage.upsampler is None:
+        raise LTXError("upsample: there are no latents to upsample")
+    with host.upsampler(caps, stage.upsampler) as pipe:
+        for number in range(stage.upsample_passes):
+            host.poll()
+            host.emit(Event("upsample", number, stage.upsample_passes, state.done, state.plan.evaluations))
+            extra = {} if caps.latents_normalized else {"latents_normalized": False}
+            latents = pipe(latents=latents, output_type="latent", return_dict=False, **extra)[0]
+    latents = _resized(latents.float().cpu(), stage.width // caps.grid, stage.height // caps.grid)
+    host.emit(Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations))
+    return replace(state, video_latents=_finite(latents, stage.name))
+
+
+def _resized(latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """(batch, channels, frames, h, w) latents at another size, each frame bicubically; itself if it fits."""
+    if tuple(latents.shape[-2:]) == (height, width):
+        return latents
+    flat = latents.transpose(1, 2).flatten(0, 1)
+    flat = torch.nn.functional.interpolate(flat, size=(height, width), mode="bicubic", antialias=True)
+    return flat.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
+
+
+@contextmanager
+def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The stage's pipeline with its own scheduler, LoRA and cancel hook, and the arguments every call has."""
+    plan = state.plan
+    with ExitStack() as borrowed:
+        pipe = borrowed.enter_context(host.pipeline(plan.caps, stage.pipeline))
+        wanted = (*stage.loras, *((stage.lora,) if stage.lora else ()))
+        borrowed.enter_context(borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted]))
+        sigmas = (*stage.scheduler.skipped, *stage.sigmas)
+        borrowed.enter_context(borrow.scheduler(pipe, planned(pipe.scheduler, sigmas)))
+        borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
+        yield pipe, {
+            **_embeds_args(state, stage, pipe),
+            "generator": torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name)),
+            "callback_on_step_end": _progress(state, host, stage),
+            "callback_on_step_end_tensor_inputs": ["latents"],
+        }
+
+
+def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
+    """Prompt embeddings on the pipeline's device; the negative ones only where this stage runs CFG."""
+    embeds, device = state.embeds, pipe._execution_device
+    if embeds is None:
+        raise LTXError(f"{stage.name}: the prompt was not encoded")
+    args = {"prompt_embeds": embeds.prompt.to(device), "prompt_attention_mask": embeds.prompt_mask.to(device)}
+    if stage.uses_cfg and embeds.negative is not None and embeds.negative_mask is not None:
+        args["negative_prompt_embeds"] = embeds.negative.to(device)
+        args["negative_prompt_attention_mask"] = embeds.negative_mask.to(device)
+    return args
+
+
+def _progress(state: State, host: Host, stage: StagePlan) -> Callable[..., dict[str, Any]]:
+    """The pipeline's step callback: one event a step, and the place where a cancel is seen."""
+    steps = len(stage.sigmas)
+    phase = "sample" if stage.name == "stage1" else "refine"
+    host.emit(Event(phase, 0, steps, state.done, state.plan.evaluations))
+
+    def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done = state.done + sum(stage.passes[: index + 1])
+        host.emit(Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents")))
+        host.poll()
+        return {}
+
+    return on_step_end
+
+
+def _cropped(state: State, stage: StagePlan) -> list[Any]:
+    """The job's images cropped to the stage's aspect ratio: no class but one keeps it by itself."""
+    return [image.crop(centre_box(image.size, stage.width, stage.height)) for image in state.images]
+
+
+def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
+    """The state with a sampling stage's latents, unpacked, in float32, on the CPU."""
+    caps, video = state.plan.caps, output[0]
+    if video.ndim == 3:  # tokens: only the row's base class returns them (caps.packed_latents)
+        size = ((stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid)
+        patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
+        video = pipe._unpack_latents(video, *size, *patches)
+    audio = output[1].float().cpu() if caps.supports_audio else None
+    return replace(
+        state,
+        video_latents=_finite(video.float().cpu(), stage.name),
+        audio_latents=None if audio is None else _finite(audio, f"{stage.name} sound"),
+        delivered_audio=audio if stage.name == state.plan.audio_from else state.delivered_audio,
+        done=state.done + stage.evaluations,
+    )
+
+
+def _finite(latents: torch.Tensor, where: str) -> torch.Tensor:
+    """`latents`, unless they hold NaN or infinity, which would be encoded as a gray or black clip."""
+    if not bool(torch.isfinite(latents).all()):
+        raise LTXError(f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale")
+    return latents

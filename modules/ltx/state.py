@@ -1,0 +1,87 @@
+"""What crosses a stage boundary, and what a run tells while it goes. Frozen; moved on with `replace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modules.ltx.plan import Plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Embeds:
+    """Prompt embeddings and masks, parked on the CPU; negative ones only where guidance needs them."""
+
+    prompt: Tensor
+    prompt_mask: Tensor
+    negative: Tensor | None = None
+    negative_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one phase, in seconds."""
+
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class State:
+    """A job between two stages.
+
+    video_latents: (batch, channels, latent frames, latent height, latent width), float32, CPU; normalised
+    where the row says so (0.9), as the VAE takes them otherwise (2.x).
+    audio_latents: (batch, channels, length, mel bins), float32, CPU, of the latest stage;
+    delivered_audio: those of the stage whose sound is written.
+    """
+
+    plan: Plan
+    seed: int
+    images: tuple[Image, ...] = ()
+    embeds: Embeds | None = None
+    video_latents: Tensor | None = None
+    audio_latents: Tensor | None = None
+    delivered_audio: Tensor | None = None
+    done: int = 0  # evaluations so far
+    notes: tuple[str, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    media: Media | None = None
+
+
+@dataclass(frozen=True)
+class Media:
+    """The finished files and the digests (sha256) of the latents they were decoded from."""
+
+    path: Path
+    thumbnail: Path | None
+    frames_folder: Path | None
+    width: int
+    height: int
+    frames: int
+    fps: float
+    sample_rate: int | None
+    video_latents_sha256: str
+    audio_latents_sha256: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; paths as text."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `step` of `of` inside the phase; evaluations over the whole job."""
+
+    phase: str
+    step: int = 0
+    of: int = 0
+    evaluations: int = 0
+    planned: int = 0
+    message: str = ""
+    preview: Tensor | None = None  # latents of the running stage, packed or not as its pipeline has them

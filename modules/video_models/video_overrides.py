@@ -1,0 +1,103 @@
+"""What a variant needs said to diffusers, at load time and at call time, because the default is wrong.
+
+Every argument here is explicit on purpose: diffusers' own defaults run four-way guidance where none
+is wanted, STG on a block that 2.0 does not use, and 121 frames of sound for a clip of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modules.ltx.ltx_capabilities import Caps, Guidance
+from modules.ltx.ltx_util import get_conditions
+from modules.ltx.plan import Plan, StagePlan
+from modules.video_models.ltx_models import CONDITION, CONDITION_09, I2V, I2V_09
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """Latents that a stage starts from, as the stage before left them; None starts from noise."""
+
+    video: Tensor | None = None
+    audio: Tensor | None = None
+
+
+def scheduler_overrides(caps: Caps) -> dict[str, Any]:
+    """Changes to the loaded scheduler's config. 0.9 repos publish dynamic shift on and mean off."""
+    return {"use_dynamic_shifting": False} if caps.forced_no_dynamic_shift else {}
+
+
+def call_args(
+    plan: Plan, stage: StagePlan, *, images: Sequence[Image], start: Start | None = None
+) -> dict[str, Any]:
+    """Keywords of one pipeline call, without embeddings, generator and callbacks.
+
+    `images` are those of `plan.images`, already cropped to the stage's aspect ratio.
+    """
+    start = start or Start()
+    return {
+        "width": stage.width,
+        "height": stage.height,
+        "num_frames": stage.frames,
+        "frame_rate": plan.fps,
+        "num_inference_steps": len(stage.scheduler.skipped) + len(stage.sigmas),
+        "max_sequence_length": plan.caps.max_sequence_length,
+        "output_type": "latent",
+        "return_dict": False,
+        **_guidance_args(plan.caps, stage),
+        **_image_args(plan, stage, images),
+        **_start_args(plan.caps, stage, start),
+    }
+
+
+def _guidance_args(caps: Caps, stage: StagePlan) -> dict[str, Any]:
+    guidance = stage.guidance or Guidance()
+    if not caps.supports_stg:
+        return {"guidance_scale": guidance.guidance_scale, "guidance_rescale": guidance.guidance_rescale}
+    scales = {name: value for name, value in vars(guidance).items() if name != "stg_blocks"}
+    for name in ("guidance_scale", "stg_scale", "modality_scale", "guidance_rescale"):
+        scales[f"audio_{name}"] = _said(scales[f"audio_{name}"], scales[name])
+    return {
+        **scales,
+        "spatio_temporal_guidance_blocks": list(guidance.stg_blocks) or None,
+        "use_cross_timestep": stage.use_cross_timestep,
+        "noise_scale": stage.noise_scale,
+    }
+
+
+def _said(audio: float, video: float) -> float:
+    """An audio scale of 0 in a form that survives diffusers' `audio_scale or scale`."""
+    return 1e-30 if audio == 0.0 and video != 0.0 else audio
+
+
+def _image_args(plan: Plan, stage: StagePlan, images: Sequence[Image]) -> dict[str, Any]:
+    if stage.pipeline in (CONDITION, CONDITION_09):
+        placed = [(image, at.frame, at.strength) for image, at in zip(images, plan.images, strict=True)]
+        conditions = get_conditions(plan.caps.family, placed, frames=stage.frames, crf=plan.caps.image_crf)
+        noise = {"image_cond_noise_scale": plan.image_cond_noise_scale or 0.0} if stage.pipeline == CONDITION_09 else {}
+        return {"conditions": conditions or None, **noise}
+    if stage.pipeline == I2V:
+        return {"image": images[0], "image_crf": plan.caps.image_crf}
+    return {"image": images[0]} if stage.pipeline == I2V_09 else {}
+
+
+def _start_args(caps: Caps, stage: StagePlan, start: Start) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    if start.video is not None:
+        args["latents"] = start.video
+        if stage.denoise_strength is not None:
+            args["denoise_strength"] = stage.denoise_strength
+    if start.audio is not None and caps.supports_audio:
+        args["audio_latents"] = start.audio
+    return args
+
+
+def from_pretrained_args(caps: Caps, dtype: Any, offline: bool) -> Mapping[str, Any]:
+    """Keywords of `from_pretrained`: safetensors only, and no network where none is wanted."""
+    return {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": offline}
