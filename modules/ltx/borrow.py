@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from modules.ltx.errors import RequestError
 from modules.ltx.plan import DecodePlan
 
 
@@ -36,13 +37,29 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
         return
     try:
         for number, (source, keywords, _) in enumerate(weights):
-            name = f"ltx_stage_{number}"
-            names.append(name)
-            pipe.load_lora_weights(source, adapter_name=name, **keywords)
+            names.append(f"ltx_stage_{number}")
+            _load_adapter(pipe, names[-1], source, keywords)
         pipe.set_adapters(names, [strength for _, _, strength in weights])
         yield tuple(names)
     finally:
         _remove_adapters(pipe, names)
+
+
+def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
+    """Load one LoRA. Raises RequestError for a file that is no LoRA of this model."""
+    try:
+        pipe.load_lora_weights(source, adapter_name=name, **keywords)
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(_no_lora(source, keywords, error)) from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise RequestError(_no_lora(source, keywords, error)) from error
+
+
+def _no_lora(source: str, keywords: dict[str, Any], error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return f"LoRA {source}/{keywords.get('weight_name', '')}: not one of this model ({reason}); take one of its generation."
 
 
 def _remove_adapters(pipe: Any, names: Sequence[str]) -> None:

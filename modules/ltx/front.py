@@ -17,11 +17,13 @@ from modules.ltx.request import Request
 
 
 def settle(request: Request, host: Host) -> Plan:
-    """The plan of a request on this host. Reads configs and images, never weights."""
+    """The plan of a request on this host. Reads configs and images, never weights; looks for LoRA files."""
     caps, notes = resolve(request, host)
     settled = plan(request, caps, notes)
     for image in settled.images:
         load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
+    for lora in settled.stages[0].loras:
+        host.weights(lora)
     return settled
 
 

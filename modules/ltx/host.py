@@ -27,8 +27,8 @@ class Host(Protocol):
     def probe(self, source: str) -> Facts | None:
         """What a folder or repo says about itself; None if there is no such thing.
 
-        Raises RequestError for a folder that is missing or is no diffusers folder, HostError for a repo
-        that cannot be reached.
+        Raises RequestError for a folder that is missing or is no diffusers folder, and for a repo that
+        cannot be reached.
         """
 
     def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
@@ -38,7 +38,10 @@ class Host(Protocol):
         """The latent upsampler that belongs to the variant's VAE."""
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
-        """Where LoRA weights are: the first argument and the keywords of `load_lora_weights`."""
+        """Where LoRA weights are: the first argument and the keywords of `load_lora_weights`.
+
+        Raises RequestError when there are none.
+        """
 
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
         """Run the base pass (stage 1). The host may add what it adds to every generation."""
@@ -53,7 +56,7 @@ class Host(Protocol):
         """Show progress. Must not raise."""
 
     def output_path(self, caps: Caps, seed: int) -> Path:
-        """A fresh name for the video. Never made from the prompt. Raises HostError if it cannot be written."""
+        """A fresh name for the video. Never made from the prompt. Raises RequestError if it cannot be written."""
 
     def machine(self) -> Mapping[str, object]:
         """Device, dtype, offload and versions, for the metadata."""

@@ -52,9 +52,14 @@ def shift_for_tokens(tokens: int) -> float:
 
 
 def shifted_sigmas(steps: int, m: float) -> tuple[float, ...]:
-    """The LTX-2 Dev schedule: linspace(1, 0), shifted by e^m, stretched to end at 0.1; without the 0."""
-    ramp = [1.0 - i / steps for i in range(steps)]
-    return stretch_to_terminal([math.exp(m) / (math.exp(m) + (1.0 / t - 1.0)) for t in ramp])
+    """The LTX-2 Dev schedule: linspace(1, 0) shifted by e^m, stretched to end at 0.1; without the final 0.
+
+    sigma = e^m / (e^m + 1/t - 1), and 1 - sigma is what gets stretched. It is kept in the form
+    a / (1 + a e^-m), a = 1/t - 1, whose factor e^-m the stretch cancels: computed as 1 - sigma, as
+    diffusers does in float32, whole runs of steps fall together from about 30000 tokens on.
+    """
+    ramp = [steps / (steps - i) - 1.0 for i in range(steps)]
+    return _stretched([a / (1.0 + a * math.exp(-m)) for a in ramp])
 
 
 def linear_sigmas(steps: int) -> tuple[float, ...]:
@@ -63,15 +68,15 @@ def linear_sigmas(steps: int) -> tuple[float, ...]:
     Their published scheduler config has dynamic shift on and shift_terminal 0.1; dynamic shift is
     pinned off when 0.9 loads, the terminal stays.
     """
-    return stretch_to_terminal([1.0 - i / steps for i in range(steps)])
+    return _stretched([i / steps for i in range(steps)])
 
 
-def stretch_to_terminal(sigmas: Sequence[float], terminal: float = TERMINAL) -> tuple[float, ...]:
-    """Scale 1 - sigma so that the last sigma is `terminal` (schedulers.py, stretch; sigma 1 stays 1)."""
-    last = 1.0 - sigmas[-1]
+def _stretched(complements: Sequence[float]) -> tuple[float, ...]:
+    """Sigmas from values proportional to 1 - sigma, scaled so that the last sigma is TERMINAL."""
+    last = complements[-1]
     if last <= 0.0:  # a single step starts, and ends, at pure noise: nothing to stretch
-        return tuple(sigmas)
-    return tuple(1.0 - (1.0 - s) * (1.0 - terminal) / last for s in sigmas)
+        return (1.0,) * len(complements)
+    return tuple(1.0 - c * (1.0 - TERMINAL) / last for c in complements)
 
 
 def linear_quadratic_sigmas(steps: int, threshold: float = 0.025) -> tuple[float, ...]:

@@ -65,7 +65,6 @@ def load_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             _require_modest(path, image.size)
-            image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except _BOMB as error:
         raise RequestError(_too_large(path)) from error
@@ -157,7 +156,7 @@ def _images(chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
             raise LTXError(f"Frames changed size from {size} to {chunk.shape[1:3]} (H, W) within one video.")
         if size[0] % 2 or size[1] % 2:
             raise RequestError(f"Frames are {size[1]}x{size[0]}; H.264 needs an even width and height.")
-        yield from np.ascontiguousarray(chunk)
+        yield from chunk
 
 
 def require_sound(sound: Sound | None) -> None:

@@ -39,7 +39,8 @@ class Option:
         unit = f" {self.unit}" if self.unit else ""
         if self.low is None or self.high is None:
             return f"{kind}{unit}"
-        return f"{kind} from {self.low:g} to {self.high:g}{unit}"
+        low, high = (str(x) if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
+        return f"{kind} from {low} to {high}{unit}"
 
     def parse(self, value: object) -> Any:
         """`value` (text or a JSON value) as this option's type; None stays None. Raises RequestError."""

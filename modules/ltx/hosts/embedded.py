@@ -1,0 +1,196 @@
+"""The standalone host: models from folders or the hub, one device, one job at a time, no SD.Next.
+
+Holds what stays between jobs (the resident pipeline and upsamplers), keyed by everything that built
+them. Knows no recipe: what runs, and with which numbers, is in the plan. Torch and diffusers are
+imported (with `loading`) when a model is first wanted, so that planning stays instant.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modules.ltx.errors import Cancelled, RequestError
+from modules.ltx.hosts import folders, machine, nano
+from modules.ltx.ltx_capabilities import Caps, Facts
+from modules.ltx.plan import LoraPlan
+from modules.ltx.state import Event
+
+NANO = "nano:"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose about the machine; None leaves it to the machine."""
+
+    outputs: Path = Path("outputs")
+    cache: Path | None = None  # where LTX-Nano is built; LTX_CACHE, else the user's cache folder
+    device: str | None = None
+    dtype: str | None = None
+    offload: str | None = None
+    offline: bool = False
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where LTX-Nano lives: outside the project, so that every checkout shares it."""
+        if self.cache is not None:
+            return self.cache
+        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
+        return Path(os.environ.get("LTX_CACHE") or Path(base) / "ltx-nano")
+
+
+@dataclass
+class _Resident:
+    """The one model in memory: its key, its machine, and one pipeline object a class, over shared components."""
+
+    key: tuple[str, ...]
+    machine: machine.Machine
+    pipes: dict[str, Any]
+
+
+class EmbeddedHost:
+    """See `modules.ltx.host.Host`. `on_event` receives every Event; `cancel()` may come from any thread."""
+
+    def __init__(self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None) -> None:
+        self.settings = settings or Settings()
+        self._on_event = on_event
+        self._job = threading.Lock()
+        self._cancelled = threading.Event()
+        self._resident: _Resident | None = None
+        self._upsamplers: dict[tuple[str, ...], Any] = {}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        with self._job:
+            self._cancelled.clear()
+            yield
+
+    def lacks(self) -> Mapping[str, str]:
+        return machine.lacks()
+
+    def probe(self, source: str) -> Facts | None:
+        return folders.probe(source, offline=self._offline)
+
+    @property
+    def _offline(self) -> bool:
+        return self.settings.offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+
+    def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
+        return self._lent(lambda: self._pipeline(caps, class_name))
+
+    @contextmanager
+    def _lent(self, make: Callable[[], Any]) -> Iterator[Any]:
+        self.poll()
+        yield make()
+
+    def _pipeline(self, caps: Caps, class_name: str) -> Any:
+        resident = self._load(caps)
+        if class_name not in resident.pipes:
+            from modules.ltx.hosts import loading
+
+            first = next(iter(resident.pipes.values()))
+            resident.pipes[class_name] = loading.sibling(first, class_name)
+        return resident.pipes[class_name]
+
+    def _load(self, caps: Caps) -> _Resident:
+        """The resident model, loaded if it is not this one; the old one is dropped before the new is read."""
+        chosen = (self.settings.device or "", self.settings.dtype or "", self.settings.offload or "")
+        key = (caps.source, caps.transformer, caps.vae_dtype or "", *chosen)
+        if self._resident is None or self._resident.key != key:
+            from modules.ltx.hosts import loading
+
+            self._resident = None
+            self._upsamplers.clear()
+            self.free("load")
+            self.emit(Event("load", message=f"loading {caps.label}"))
+            folder = self._folder(caps)
+            where = loading.settle(folder, self.settings.device, self.settings.dtype, self.settings.offload)
+            pipe = loading.load(caps, folder, where)
+            self._resident = _Resident(key, where, {caps.pipeline: pipe})
+        return self._resident
+
+    def _folder(self, caps: Caps) -> Path:
+        """The model's folder on this machine: LTX-Nano built, a folder as given, a hub repo downloaded."""
+        if caps.source.startswith(NANO):
+            return nano.ensure(caps.source.removeprefix(NANO), self.settings.cache_folder)
+        from modules.ltx.hosts import loading
+
+        return folders.folder_of(caps.source) or loading.download(caps, offline=self._offline)
+
+    def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
+        return self._lent(lambda: self._upsampler(caps, source))
+
+    def _upsampler(self, caps: Caps, source: str) -> Any:
+        resident = self._load(caps)
+        key = (source, *resident.key)  # an upsampler belongs to one VAE: never "loaded once"
+        if key not in self._upsamplers:
+            from modules.ltx.hosts import loading
+
+            is_nano = source.startswith(NANO)
+            folder = nano.ensure(source.removeprefix(NANO), self.settings.cache_folder) if is_nano else None
+            where = str(folder or folders.folder_of(source) or source)
+            pipe = next(iter(resident.pipes.values()))
+            self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine, offline=self._offline)
+        return self._upsamplers[key]
+
+    def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
+        if lora.repo.startswith(NANO):
+            lora = replace(lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder)))
+        return folders.lora_file(lora, offline=self._offline)
+
+    def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
+        return pipe(**args)
+
+    def free(self, phase: str) -> None:
+        gc.collect()
+        if self._resident is not None and self._resident.machine.device != "cpu":
+            machine.empty_cache(self._resident.machine.device)
+
+    def cancel(self) -> None:
+        """Stop the running job at its next poll."""
+        self._cancelled.set()
+
+    def poll(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("cancelled; nothing was written")
+
+    def emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def output_path(self, caps: Caps, seed: int) -> Path:
+        folder = writable(self.settings.outputs)
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(caps)}-{seed}"
+        names = (stem, *(f"{stem}-{n}" for n in range(2, 1000)))
+        return next(folder / f"{name}.mp4" for name in names if not (folder / f"{name}.mp4").exists())
+
+    def machine(self) -> Mapping[str, object]:
+        where = self._resident.machine if self._resident is not None else None
+        chosen = {"device": where.device, "dtype": where.dtype, "offload": where.offload} if where else {}
+        return {"host": "embedded", **chosen, "versions": machine.versions()}
+
+
+def slug(caps: Caps) -> str:
+    """A file-name part for a variant: letters, digits, dots and dashes of its id, or just the generation."""
+    known = all(c.isalnum() or c in ".-" for c in caps.id) and 0 < len(caps.id) <= 48
+    return caps.id if known else f"ltx-{caps.generation}"
+
+
+def writable(folder: Path) -> Path:
+    """`folder`, made if missing. Raises RequestError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".ltx-write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"output folder {folder}: cannot be written ({reason}); choose another with -o.") from error
+    return folder

@@ -1,0 +1,137 @@
+"""Read models into memory: from_pretrained, offload, sibling pipelines, upsamplers, LoRA files.
+
+The same code loads LTX-Nano and the 22B: a folder in the diffusers layout, safetensors only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+
+from modules.ltx.errors import HostError, RequestError
+from modules.ltx.hosts import folders, machine
+from modules.ltx.ltx_capabilities import Caps
+from modules.video_models.video_overrides import scheduler_overrides
+
+
+def settle(folder: Path, device: str | None, dtype: str | None, offload: str | None) -> machine.Machine:
+    """Device, dtype and offload for the weights in `folder`: as asked, else as the machine allows."""
+    device = machine.choose_device(device)
+    sizes = folders.weight_bytes(folder)
+    free = machine.free_memory(device)
+    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
+    return machine.Machine(
+        device=device,
+        dtype=machine.choose_dtype(dtype, device, total, free),
+        offload=machine.choose_offload(offload, device, total, largest, free),
+        free_bytes=free,
+    )
+
+
+def load(caps: Caps, folder: Path, where: machine.Machine) -> Any:
+    """The variant's pipeline, on its device or under its offload, with the row's load-time overrides."""
+    folders.refuse_pickles(folder)
+    if caps.quantization == "sdnq-int4":
+        import sdnq  # noqa: F401  registers its quantizer with diffusers and transformers
+    dtype = getattr(torch, where.dtype)
+    with _load_errors(str(folder)):
+        extra = _other_transformer(caps, folder, dtype)
+        pipe = _pipeline_class(caps.pipeline).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **extra
+        )
+    if caps.vae_dtype is not None:
+        pipe.vae.to(getattr(torch, caps.vae_dtype))
+    overrides = scheduler_overrides(caps)
+    if overrides:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **overrides)
+    pipe.set_progress_bar_config(disable=True)
+    return place(pipe, where)
+
+
+def _pipeline_class(name: str) -> Any:
+    return getattr(diffusers, name)
+
+
+def _other_transformer(caps: Caps, folder: Path, dtype: Any) -> dict[str, Any]:
+    """A transformer from another subfolder than the default one (2.5 keeps Dev beside Distilled)."""
+    if caps.transformer == "transformer":
+        return {}
+    model = diffusers.LTX2VideoTransformer3DModel.from_pretrained(
+        folder, subfolder=caps.transformer, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    return {"transformer": model}
+
+
+def place(pipe: Any, where: machine.Machine) -> Any:
+    """Put the pipeline where it runs."""
+    if where.offload == "model":
+        pipe.enable_model_cpu_offload(device=where.device)
+    elif where.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=where.device)
+    elif where.offload == "group":
+        pipe.enable_group_offload(torch.device(where.device), offload_type="leaf_level", use_stream=True)
+    else:
+        pipe.to(where.device)
+    return pipe
+
+
+def sibling(pipe: Any, class_name: str) -> Any:
+    """Another pipeline class over the very same components: nothing is read or copied.
+
+    Built by its constructor: `from_pipe` would cast to another dtype and reset offload hooks.
+    """
+    wanted = _pipeline_class(class_name)
+    taken = inspect.signature(wanted.__init__).parameters
+    other = wanted(**{name: part for name, part in pipe.components.items() if name in taken})
+    other.set_progress_bar_config(disable=True)
+    for attribute in ("_offload_device", "_offload_gpu_id", "_all_hooks"):
+        if hasattr(pipe, attribute):
+            setattr(other, attribute, getattr(pipe, attribute))
+    return other
+
+
+def upsampler(caps: Caps, source: str, vae: Any, where: machine.Machine, *, offline: bool) -> Any:
+    """The latent upsample pipeline of a variant's family over its own VAE."""
+    two = caps.family == "2.x"
+    model_class = LTX2LatentUpsamplerModel if two else LTXLatentUpsamplerModel
+    with _load_errors(source):
+        model = model_class.from_pretrained(
+            source,
+            subfolder="latent_upsampler",
+            dtype=getattr(torch, where.dtype),
+            use_safetensors=True,
+            local_files_only=offline or Path(source).is_dir(),
+        )
+    wrap = diffusers.LTX2LatentUpsamplePipeline if two else diffusers.LTXLatentUpsamplePipeline
+    pipe = wrap(vae=vae, latent_upsampler=model.to(where.device))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def download(caps: Caps, *, offline: bool) -> Path:
+    """The snapshot folder of a hub repo, downloaded once by diffusers' own rules of which files it needs."""
+    try:
+        return Path(DiffusionPipeline.download(caps.source, use_safetensors=True, local_files_only=offline))
+    except (OSError, ValueError) as error:
+        raise RequestError(folders.unreachable(caps.source, error, offline=offline)) from error
+
+
+@contextmanager
+def _load_errors(source: str) -> Iterator[None]:
+    """Missing or damaged weight files, told in one sentence that names the folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise HostError(f"{source}: the model cannot be read ({reason}); download or copy it again.") from error

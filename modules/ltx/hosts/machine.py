@@ -1,0 +1,118 @@
+"""What the machine offers: device, dtype, memory; and which offload fits. Decisions are pure functions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from modules.ltx.errors import RequestError
+
+DEVICES = ("cuda", "xpu", "mps", "cpu")  # ROCm is "cuda" to torch
+DTYPES = ("float32", "bfloat16", "float16")
+OFFLOADS = ("none", "model", "group", "sequential")
+# First diffusers release with the generation's pipelines.
+NEEDS_DIFFUSERS: Mapping[str, tuple[int, int]] = MappingProxyType({"2.5": (0, 42)})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where models run and in what precision. Memory in bytes; `free_bytes` of the device itself."""
+
+    device: str
+    dtype: str
+    offload: str
+    free_bytes: int
+
+
+def choose_device(asked: str | None) -> str:
+    """`asked`, checked, or the best there is. Raises RequestError for a device that is not there."""
+    import torch
+
+    present = [name for name in DEVICES if name == "cpu" or _available(torch, name)]
+    if asked is None:
+        return present[0]
+    if asked.split(":")[0] not in present:
+        raise RequestError(f"--device {asked}: not on this machine; it has: {', '.join(present)}.")
+    return asked
+
+
+def _available(torch: Any, name: str) -> bool:
+    backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+    return bool(backend is not None and backend.is_available())
+
+
+def choose_dtype(asked: str | None, device: str, weight_bytes: int, free_bytes: int) -> str:
+    """bfloat16 on accelerators. On a CPU float32, which is faster there, while the weights fit twice as large."""
+    if asked is not None:
+        if asked not in DTYPES:
+            raise RequestError(f"--dtype {asked}: not known; it takes one of: {', '.join(DTYPES)}.")
+        return asked
+    if device.startswith("cpu"):
+        return "float32" if 2 * weight_bytes < free_bytes else "bfloat16"
+    return "bfloat16"
+
+
+def choose_offload(asked: str | None, device: str, total: int, largest: int, free: int) -> str:
+    """The least offload that fits, with a fifth of the device's free memory left to activations.
+
+    none: everything resident; model: one component at a time; sequential: one layer at a time. `group`
+    (blocks streamed ahead) is the user's choice only: it needs pinned memory that may not be there.
+    """
+    if asked is not None:
+        if asked not in OFFLOADS:
+            raise RequestError(f"--offload {asked}: not known; it takes one of: {', '.join(OFFLOADS)}.")
+        if device.startswith("cpu") and asked != "none":
+            raise RequestError(f"--offload {asked}: there is no other device to offload from; leave it out on a CPU.")
+        return asked
+    if device.startswith("cpu") or total < 0.8 * free:
+        return "none"
+    return "model" if largest < 0.8 * free else "sequential"
+
+
+def free_memory(device: str) -> int:
+    """Free bytes of the device; of the machine where the device shares its memory."""
+    import psutil
+    import torch
+
+    if device.startswith(("cuda", "xpu")):
+        backend = torch.cuda if device.startswith("cuda") else torch.xpu
+        return int(backend.mem_get_info(torch.device(device))[0])
+    return int(psutil.virtual_memory().available)
+
+
+def empty_cache(device: str) -> None:
+    """Give an accelerator's cached blocks back."""
+    import torch
+
+    backend = getattr(torch, device.split(":")[0], None)
+    if backend is not None and hasattr(backend, "empty_cache"):
+        backend.empty_cache()
+
+
+def lacks() -> Mapping[str, str]:
+    """What is missing here, keyed as `ltx_capabilities.effective` reads it. Looks at versions, imports nothing."""
+    missing: dict[str, str] = {}
+    diffusers = _version("diffusers")
+    for generation, least in NEEDS_DIFFUSERS.items():
+        if diffusers is None or diffusers < least:
+            missing[f"generation {generation}"] = f"needs diffusers >= {least[0]}.{least[1]}"
+    if _version("sdnq") is None:
+        missing["sdnq-int4"] = "needs the package sdnq (pip install sdnq)"
+    return MappingProxyType(missing)
+
+
+def _version(package: str) -> tuple[int, int] | None:
+    try:
+        major, minor = importlib.metadata.version(package).split(".")[:2]
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bits of a result."""
+    names = ("torch", "diffusers", "transformers", "av")
+    return {name: importlib.metadata.version(name) for name in names if _version(name) is not None}

@@ -1,0 +1,50 @@
+"""Shared parts: one embedded host per session, LTX-Nano built once, small requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from modules.ltx.front import settle
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+from modules.ltx.plan import Plan
+from modules.ltx.request import Request
+
+# As small as every class allows: two latent frames of 2x2 tokens.
+SMALL: dict[str, object] = {"prompt": "a red ball moving right", "width": 64, "height": 64, "frames": 9, "steps": 2}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's LTX-Nano models are built."""
+    return tmp_path_factory.mktemp("nano-cache")
+
+
+@pytest.fixture(scope="session")
+def host(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddedHost:
+    """The embedded host, on the CPU, offline."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    return EmbeddedHost(Settings(outputs, cache=cache, device="cpu", offline=True))
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A red disc on gray, wider than high."""
+    image = Image.new("RGB", (120, 80), "gray")
+    ImageDraw.Draw(image).ellipse((30, 20, 70, 60), fill="red")
+    path = tmp_path_factory.mktemp("pictures") / "disc.png"
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def planned(host: EmbeddedHost) -> Callable[..., Plan]:
+    """`planned(model, **options)`: the plan of a small request."""
+
+    def make(model: str, **options: object) -> Plan:
+        return settle(Request.parse(SMALL | {"model": model, "seed": 1} | options), host)
+
+    return make
