@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and pytest runs a worker per core
 
 import pytest
 from PIL import Image, ImageDraw
@@ -14,7 +17,13 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Request
 
 # As small as every class allows: two latent frames of 2x2 tokens.
-SMALL: dict[str, object] = {"prompt": "a red ball moving right", "width": 64, "height": 64, "frames": 9, "steps": 2}
+SMALL: dict[str, object] = {
+    "prompt": "a red ball moving right",
+    "width": 64,
+    "height": 64,
+    "frames": 9,
+    "steps": 2,
+}
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,10 @@ EXPECTED = {
         for s, r in (("", ""), (" SDNQ-4Bit", "-sdnq-dynamic-int4"))
     },
     **{f"LTXVideo 2.0 19B {m} Dev": ("Lightricks/LTX-2", CLASSES[m]) for m in ("T2V", "I2V")},
-    **{f"LTXVideo 2.0 19B {m} Dev SDNQ-4Bit": ("Disty0/LTX-2-SDNQ-4bit-dynamic", CLASSES[m]) for m in ("T2V", "I2V")},
+    **{
+        f"LTXVideo 2.0 19B {m} Dev SDNQ-4Bit": ("Disty0/LTX-2-SDNQ-4bit-dynamic", CLASSES[m])
+        for m in ("T2V", "I2V")
+    },
     "LTXVideo 0.9.8 13B Distilled": ("Lightricks/LTX-Video-0.9.8-13B-distilled", C09),
     "LTXVideo 0.9.7 13B Dev": ("a-r-r-o-w/LTX-Video-0.9.7-diffusers", C09),
     **{f"LTXVideo 0.9.6 2B {m}": ("Lightricks/LTX-Video", C09) for m in ("T2V", "I2V")},
@@ -97,7 +100,11 @@ def test_rules_that_hold_for_every_row(caps: Caps) -> None:
 )
 def test_what_differs_between_generations(name: str, blocks: tuple[int, ...], cross: bool, lora: str) -> None:
     caps = row(name)
-    assert (caps.stg_default_blocks, caps.use_cross_timestep, caps.stage2_dev_lora_repo) == (blocks, cross, lora)
+    assert (caps.stg_default_blocks, caps.use_cross_timestep, caps.stage2_dev_lora_repo) == (
+        blocks,
+        cross,
+        lora,
+    )
     assert caps.image_crf == (18 if caps.generation == "2.5" else 33)
 
 
@@ -131,7 +138,12 @@ def test_nano_is_the_default_by_what_the_request_needs() -> None:
 
 
 def test_a_folder_is_read_by_its_own_config() -> None:
-    is_23 = {"cross_attn_mod": True, "gated_attn": True, "perturbed_attn": True, "use_prompt_embeddings": False}
+    is_23 = {
+        "cross_attn_mod": True,
+        "gated_attn": True,
+        "perturbed_attn": True,
+        "use_prompt_embeddings": False,
+    }
     caps, notes = caps_for("/m", probe=lambda _: Facts(I2V, is_23 | {"num_layers": 12}))
     assert (caps.generation, caps.mode, caps.num_blocks, caps.is_distilled) == ("2.3", "I2V", 12, False)
     assert "does not say whether it is distilled" in notes[0]

@@ -29,7 +29,14 @@ from modules.ltx.state import State
 
 Planned = Callable[..., Plan]
 PROMPT = "a red ball moving right"
-SIZE = {"width": 64, "height": 64, "num_frames": 9, "frame_rate": 24.0, "prompt": PROMPT, "max_sequence_length": 128}
+SIZE = {
+    "width": 64,
+    "height": 64,
+    "num_frames": 9,
+    "frame_rate": 24.0,
+    "prompt": PROMPT,
+    "max_sequence_length": 128,
+}
 FOUR_WAY = {
     "guidance_scale": 3.0,
     "stg_scale": 1.0,
@@ -93,7 +100,13 @@ def cropped(picture: Path) -> Image.Image:
     ],
 )
 def test_text_to_video_2x(
-    host: EmbeddedHost, cache: Path, planned: Planned, model: str, weights: str, guidance: dict[str, Any], cross: bool
+    host: EmbeddedHost,
+    cache: Path,
+    planned: Planned,
+    model: str,
+    weights: str,
+    guidance: dict[str, Any],
+    cross: bool,
 ) -> None:
     plan = planned(model)
     state = ours(plan, host)
@@ -179,12 +192,16 @@ def test_two_stages_with_first_and_last_image_2x(
 
 
 @pytest.mark.parametrize("model", ["nano-0.9-t2v", "nano-0.9-i2v"])
-def test_plain_classes_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, picture: Path, model: str) -> None:
+def test_plain_classes_of_0_9(
+    host: EmbeddedHost, cache: Path, planned: Planned, picture: Path, model: str
+) -> None:
     images = [{"path": str(picture)}] if model.endswith("i2v") else []
     plan = planned(model, images=images)
     state = ours(plan, host)
     pipe = bare(plan.caps.pipeline, "0.9", cache)
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)  # linspace, stretched: the plan's list
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(
+        shift_terminal=0.1
+    )  # linspace, stretched: the plan's list
     packed = pipe(
         **SIZE,
         **({"image": cropped(picture)} if images else {}),
@@ -211,7 +228,12 @@ def test_two_stages_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, pi
         "return_dict": False,
     }
     first = pipe(
-        **SIZE, **common, num_inference_steps=2, negative_prompt="", guidance_scale=3.0, generator=generator("stage1")
+        **SIZE,
+        **common,
+        num_inference_steps=2,
+        negative_prompt="",
+        guidance_scale=3.0,
+        generator=generator("stage1"),
     )[0]
     upsampler = diffusers.pipelines.ltx.modeling_latent_upsampler.LTXLatentUpsamplerModel.from_pretrained(
         nano.ensure("0.9-upsampler", cache), subfolder="latent_upsampler"
@@ -238,7 +260,12 @@ def test_decoding_is_what_the_pipeline_decodes(host: EmbeddedHost, cache: Path, 
     state = ours(plan, host)
     pipe = bare("LTX2Pipeline", "2.3-distilled", cache)
     frames, waveform = pipe(
-        **SIZE, **IDENTITY, sigmas=sigmas_of(plan), generator=generator("stage1"), output_type="np", return_dict=False
+        **SIZE,
+        **IDENTITY,
+        sigmas=sigmas_of(plan),
+        generator=generator("stage1"),
+        output_type="np",
+        return_dict=False,
     )
     assert state.delivered_audio is not None
     with host.pipeline(plan.caps, plan.caps.pipeline) as resident:

@@ -100,7 +100,9 @@ def test_condition_keyframes_do_not_count_as_tokens() -> None:
 @pytest.mark.parametrize("caps", all_caps(), ids=lambda c: c.id)
 @pytest.mark.parametrize(("refine", "upsample"), itertools.product([False, True], [None, 2.0]))
 def test_every_variant_one_and_two_stages(caps: Caps, refine: bool, upsample: float | None) -> None:
-    request = Request.parse({"prompt": "x", "refine": refine, "upsample": upsample, "images": media_for(caps)})
+    request = Request.parse(
+        {"prompt": "x", "refine": refine, "upsample": upsample, "images": media_for(caps)}
+    )
     unsupported = (refine and not caps.supports_two_stage_refine) or (upsample and not caps.supports_upsample)
     if unsupported:
         with pytest.raises(RequestError, match="proved for the VAE"):
@@ -114,7 +116,11 @@ def test_every_variant_one_and_two_stages(caps: Caps, refine: bool, upsample: fl
 def _check_sizes(made: Plan, caps: Caps, refine: bool, upsample: float | None) -> None:
     first, last = made.stages[0], made.stages[-1]
     factor = 2 if refine or upsample else 1
-    assert (last.width, last.height) == (made.width, made.height) == (first.width * factor, first.height * factor)
+    assert (
+        (last.width, last.height)
+        == (made.width, made.height)
+        == (first.width * factor, first.height * factor)
+    )
     if upsample:
         assert (first.width, first.height) == (caps.default_width, caps.default_height)
     else:
@@ -146,7 +152,11 @@ def _check_stages(made: Plan, caps: Caps, refine: bool) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "result", "base"),
-    [((770, 513), (768, 512), (384, 256)), ((800, 600), (768, 576), (384, 288)), ((40, 50), (64, 64), (32, 32))],
+    [
+        ((770, 513), (768, 512), (384, 256)),
+        ((800, 600), (768, 576), (384, 288)),
+        ((40, 50), (64, 64), (32, 32)),
+    ],
 )
 def test_refine_alone_sizes_are_the_result_in_64s(
     asked: tuple[int, int], result: tuple[int, int], base: tuple[int, int]
@@ -159,7 +169,12 @@ def test_refine_alone_sizes_are_the_result_in_64s(
 
 @pytest.mark.parametrize(
     ("ratio", "result", "passes", "resized"),
-    [(2, (1536, 1024), 1, False), (1.5, (1152, 768), 1, True), (4, (3072, 2048), 2, False), (3, (2304, 1536), 2, True)],
+    [
+        (2, (1536, 1024), 1, False),
+        (1.5, (1152, 768), 1, True),
+        (4, (3072, 2048), 2, False),
+        (3, (2304, 1536), 2, True),
+    ],
 )
 def test_upsample_ratio_multiplies_the_base(
     ratio: float, result: tuple[int, int], passes: int, resized: bool
@@ -194,7 +209,9 @@ def test_other_step_counts_interpolate_the_trained_sigmas_and_say_so() -> None:
 
 
 def test_guidance_overrides_reach_stage_1_alone() -> None:
-    made = make("2.3-dev-t2v", refine=True, guidance_scale=5, audio_stg_scale=0, stg_blocks="3,7", guidance_rescale=0)
+    made = make(
+        "2.3-dev-t2v", refine=True, guidance_scale=5, audio_stg_scale=0, stg_blocks="3,7", guidance_rescale=0
+    )
     assert scales(made.stages[0]) == (5.0, 1.0, 3.0, 0.0, 7.0, 0.0, 3.0, 0.7, (3, 7))
     assert scales(made.stages[-1]) == NO_GUIDANCE
 

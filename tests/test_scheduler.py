@@ -11,10 +11,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from modules.ltx.scheduler import FlowMatchPlanScheduler, planned
 
-SHIFTING = {"use_dynamic_shifting": True, "shift_terminal": 0.1, "base_shift": 0.95, "max_shift": 2.05, "shift": 3.0}
+SHIFTING = {
+    "use_dynamic_shifting": True,
+    "shift_terminal": 0.1,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "shift": 3.0,
+}
 
 
-@pytest.mark.parametrize("asked", [{"sigmas": [0.9, 0.1], "mu": 2.0}, {"num_inference_steps": 50}, {"timesteps": [1.0]}])
+@pytest.mark.parametrize(
+    "asked", [{"sigmas": [0.9, 0.1], "mu": 2.0}, {"num_inference_steps": 50}, {"timesteps": [1.0]}]
+)
 def test_whatever_the_pipeline_asks_the_plan_is_installed(asked: dict[str, object]) -> None:
     scheduler = planned(FlowMatchEulerDiscreteScheduler(**SHIFTING), STAGE2_SIGMAS)
     scheduler.set_timesteps(**asked)  # type: ignore[arg-type]

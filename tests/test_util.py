@@ -110,7 +110,10 @@ def test_centre_box_is_inside_and_of_the_ratio(across: int, down: int, width: in
     assert 0 <= top < bottom <= down
     # One side is kept whole, and the other is within a pixel of the ratio.
     assert right - left == across or bottom - top == down
-    assert abs((right - left) * height - (bottom - top) * width) <= max(width, height) or min(right - left, bottom - top) == 1
+    assert (
+        abs((right - left) * height - (bottom - top) * width) <= max(width, height)
+        or min(right - left, bottom - top) == 1
+    )
 
 
 def test_each_purpose_draws_from_its_own_seed() -> None:

@@ -1,13 +1,14 @@
-"""Things taken from a pipeline for one stage and given back on every way out.
+"""Things taken for one stage, of a pipeline or of the disk, and given back on every way out.
 
 Each function is a context manager. What is changed is remembered before it is changed, and put back
-in a `finally`, so that interrupts and out-of-memory leave the pipeline as it was.
+in a `finally`, so that interrupts and out-of-memory leave everything as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from modules.ltx.errors import RequestError
@@ -80,6 +81,27 @@ def forward_hook(module: Any, poll: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """`path`, with its missing parents, made; whatever was made and is still empty goes again on failure.
+
+    Raises RequestError if it cannot be made.
+    """
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException as error:
+        for made in missing:
+            with suppress(OSError):  # not empty: somebody else's by now
+                made.rmdir()
+        if isinstance(error, OSError):
+            raise RequestError(
+                f"folder {path}: cannot be written ({error.strerror}); choose another."
+            ) from error
+        raise
 
 
 _TILING = (

@@ -135,7 +135,9 @@ class Caps:
 
     def to_json(self) -> dict[str, object]:
         """The row as JSON values: its fields, what they imply, and whether it is ready here."""
-        derived = {name: getattr(self, name) for name, kind in vars(Caps).items() if isinstance(kind, property)}
+        derived = {
+            name: getattr(self, name) for name, kind in vars(Caps).items() if isinstance(kind, property)
+        }
         return {**asdict(self), **derived, "ready": not self.unavailable}
 
 
@@ -303,6 +305,7 @@ _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
         "text_encoder_gb": 0.01,
     }
 )
+
 
 def row_of(model: Model) -> Caps:
     """The caps of a catalogue row: its parent, with what its class and its place in the table add."""

@@ -20,7 +20,13 @@ GROUPS = {
     "two stages": ("refine", "upsample", "stage2_steps", "refine_strength"),
     "guidance": (
         *("guidance_scale", "stg_scale", "modality_scale", "guidance_rescale"),
-        *("audio_guidance_scale", "audio_stg_scale", "audio_modality_scale", "audio_guidance_rescale", "stg_blocks"),
+        *(
+            "audio_guidance_scale",
+            "audio_stg_scale",
+            "audio_modality_scale",
+            "audio_guidance_rescale",
+            "stg_blocks",
+        ),
     ),
     "schedule and decoding": ("sampler_shift", "decode_timestep", "image_cond_noise_scale"),
 }
@@ -60,16 +66,22 @@ def build_parser() -> Parser:
     for sub in (plan, generate, serve):
         add_machine_options(sub)
     add_output_options(generate)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
     serve.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
-    serve.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for videos (default outputs)")
+    serve.add_argument(
+        "--outputs", metavar="FOLDER", default="outputs", help="folder for videos (default outputs)"
+    )
     return parser
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Everything a Request holds, grouped."""
     main = parser.add_argument_group("what to make")
-    main.add_argument("--from", dest="from_file", metavar="FILE.mp4", help="start from the settings stored in a video")
+    main.add_argument(
+        "--from", dest="from_file", metavar="FILE.mp4", help="start from the settings stored in a video"
+    )
     for name in ("model", "variant", "prompt"):
         _add(main, BY_NAME[name])
     grouped = {name for names in GROUPS.values() for name in names}
@@ -80,8 +92,12 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images and LoRA")
     images.add_argument("--image", metavar="FILE", help="first frame (I2V and Condition variants)")
     images.add_argument("--last-image", metavar="FILE", help="last frame (Condition variants)")
-    images.add_argument("--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)")
-    lora_help = f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
+    images.add_argument(
+        "--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)"
+    )
+    lora_help = (
+        f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
+    )
     images.add_argument("--lora", metavar="PATH[:STRENGTH]", action="append", help=lora_help)
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
@@ -91,7 +107,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
             shift = {"dest": "dynamic_shift", "action": "store_const"}
             help_on = "shift the schedule by the stage's token count (the default of 2.x Dev)"
             group.add_argument("--dynamic-shift", const=True, help=help_on, **shift)
-            group.add_argument("--no-dynamic-shift", const=False, help="use upstream's 4096-token anchor", **shift)
+            group.add_argument(
+                "--no-dynamic-shift", const=False, help="use upstream's 4096-token anchor", **shift
+            )
 
 
 def _add(group: Any, option: Option) -> None:
@@ -110,13 +128,17 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("this machine (left out: chosen by what it has)")
     group.add_argument("--device", metavar="NAME", help="cuda (also ROCm), xpu, mps or cpu")
     group.add_argument("--dtype", metavar="NAME", help="bfloat16, float16 or float32")
-    group.add_argument("--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time")
+    group.add_argument(
+        "--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time"
+    )
     group.add_argument("--offline", action="store_true", help="never touch the network")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)")
+    group.add_argument(
+        "-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)"
+    )
     group.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for names of ours")
     group.add_argument("--crf", metavar="N", help="quality of the mp4, 0 (lossless) to 51 (default 18)")
     group.add_argument("--png", action="store_true", help="write every frame as PNG, too")
@@ -145,7 +167,9 @@ def request_of(args: argparse.Namespace) -> Request:
 def _images(args: argparse.Namespace) -> list[dict[str, object]]:
     strength = 1.0 if args.condition_strength is None else STRENGTH.parse(args.condition_strength)
     placed = [(args.image, 0), (args.last_image, -1)]
-    return [{"path": path, "frame": frame, "strength": strength} for path, frame in placed if path is not None]
+    return [
+        {"path": path, "frame": frame, "strength": strength} for path, frame in placed if path is not None
+    ]
 
 
 def _lora(text: str) -> dict[str, object]:

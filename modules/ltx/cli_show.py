@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from modules.ltx.ltx_capabilities import Caps
@@ -27,7 +34,9 @@ WIDE = 120  # columns from which the host's labels fit beside the ids
 
 def models_table(rows: Sequence[Caps], width: int) -> Table:
     """Every variant on one line each; on a wide terminal with its label."""
-    caption = "name one by its id or its label: --model ID" + ("" if width >= WIDE else " (--json shows the labels)")
+    caption = "name one by its id or its label: --model ID" + (
+        "" if width >= WIDE else " (--json shows the labels)"
+    )
     table = Table(title="LTX variants", caption=caption, expand=False)
     table.add_column("id", no_wrap=True)
     if width >= WIDE:
@@ -97,9 +106,16 @@ class Bar:
     """Events on a progress bar; nothing at all where the output is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[evals]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[evals]}"),
+        )
         times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, *times, console=console, disable=not console.is_terminal, transient=True)
+        self._progress = Progress(
+            *columns, *times, console=console, disable=not console.is_terminal, transient=True
+        )
         self._task = self._progress.add_task("starting", total=None, evals="")
         self._phase = ""
 

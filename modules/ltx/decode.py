@@ -63,7 +63,12 @@ def _crossfade(tail: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def frames(
-    pipe: Any, latents: torch.Tensor, plan: DecodePlan, *, generator: torch.Generator, poll: Callable[[], None]
+    pipe: Any,
+    latents: torch.Tensor,
+    plan: DecodePlan,
+    *,
+    generator: torch.Generator,
+    poll: Callable[[], None],
 ) -> Iterator[NDArray[np.uint8]]:
     """The clip as chunks (n, height, width, 3) of uint8 RGB. `latents` as the VAE takes them, batch 1."""
     vae = pipe.vae

@@ -33,7 +33,9 @@ def resolve(request: Request, host: Host) -> tuple[Caps, tuple[str, ...]]:
     if request.variant is not None:
         row, notes = caps_for(request.variant, mode=mode)
         if host.probe(request.model) is None:
-            raise RequestError(f"model {request.model!r}: no such folder or repo; --variant goes with one of these.")
+            raise RequestError(
+                f"model {request.model!r}: no such folder or repo; --variant goes with one of these."
+            )
         caps = as_variant(row, request.model)
         notes = (*notes, f"{request.model}: taken as {row.label}, as asked")
     else:
@@ -45,7 +47,9 @@ def mode_of(request: Request) -> str:
     """Which variant of a repo the request needs: text alone, one first image held fully, or anything else."""
     if not request.images:
         return "T2V"
-    only_first = len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
+    only_first = (
+        len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
+    )
     return "I2V" if only_first else "Condition"
 
 
@@ -63,5 +67,7 @@ def request_of_file(path: Path) -> dict[str, object]:
         raise RequestError(f"--from {path}: it holds no request; give an mp4 that this program wrote.")
     for name, digest in media.items():
         if not Path(name).is_file() or file_digest(Path(name)) != digest:
-            raise RequestError(f"--from {path}: its image {name} is missing or was changed; put it back, or pass --image.")
+            raise RequestError(
+                f"--from {path}: its image {name} is missing or was changed; put it back, or pass --image."
+            )
     return dict(request)

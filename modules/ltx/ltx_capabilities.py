@@ -27,7 +27,17 @@ from modules.video_models.ltx_models import (
     Model,
 )
 
-__all__ = ["CONSERVATIVE", "IDENTITY", "Caps", "Facts", "Guidance", "all_caps", "as_variant", "caps_for", "effective"]
+__all__ = [
+    "CONSERVATIVE",
+    "IDENTITY",
+    "Caps",
+    "Facts",
+    "Guidance",
+    "all_caps",
+    "as_variant",
+    "caps_for",
+    "effective",
+]
 
 
 @dataclass(frozen=True)

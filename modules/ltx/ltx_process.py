@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modules.ltx import decode, stages
+from modules.ltx import borrow, decode, stages
 from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
@@ -79,11 +79,15 @@ def write(state: State, host: Host, path: Path, encoding: Encoding) -> State:
         host.poll()
 
     host.emit(Event("decode", 0, plan.frames, state.done, plan.evaluations))
-    with host.pipeline(plan.caps, plan.stages[-1].pipeline or plan.caps.pipeline) as pipe:
+    last = plan.stages[-1].pipeline or plan.caps.pipeline
+    with borrow.folder(path.parent), host.pipeline(plan.caps, last) as pipe:
         sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
         frames = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=generator, poll=host.poll)
-        digests = (_digest(latents), None if state.delivered_audio is None else _digest(state.delivered_audio))
+        digests = (
+            _digest(latents),
+            None if state.delivered_audio is None else _digest(state.delivered_audio),
+        )
         written = write_video(
             path,
             frames,

@@ -1,18 +1,13 @@
 """Turns decoded frames and sound into one mp4 on disk, all of it or nothing.
 
-Knows H.264, AAC, the mp4 container, colour tags, the comment tag that carries the settings, and how
-to put a finished file under its name in one step. Deliberately does not know: where frames come
-from (no torch here), what the metadata means, how output files are named, or how many frames there
-will be; frames are encoded as they arrive and never collected.
+Knows H.264, AAC, the mp4 container, colour tags and the comment tag that carries the settings.
+Deliberately does not know: where frames come from (no torch here), what the metadata means, how
+output files are named, or how many frames there will be; frames are encoded as they arrive and never
+collected. How files get their names on disk is in `media_files.py`.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,9 +24,9 @@ from av.packet import Packet
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image
 
 from modules.ltx.errors import HostError, RequestError
+from modules.ltx.media_files import Outputs
 from modules.ltx.media_in import (
     Sound,
     checked_images,
@@ -40,23 +35,20 @@ from modules.ltx.media_in import (
     read_metadata,
     require_one_of,
     require_sound,
-    top_level_boxes,
 )
 
-__all__ = ["Encoding", "Sound", "Written", "frame_rate", "read_metadata", "sweep_partials", "write_video"]
+__all__ = ["Encoding", "Sound", "Written", "frame_rate", "read_metadata", "write_video"]
 
 ENCODERS: dict[str, Literal["libx264"]] = {"h264": "libx264"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 PIXEL_FORMATS = ("yuv420p", "yuv444p")
-THUMBNAIL_SIDE = 512
 
 _BT709 = 1  # the value of ITU-T H.273 for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
 # Fixed, so the same frames give the same file on every machine; each thread also holds frames back.
-_X264_THREADS = 4
+_X264_THREADS = 3
 _AAC_SAMPLES = 1024
 _AAC_MAX_BITS_PER_SAMPLE = 6  # 6144 bits for 1024 samples of a channel; asking for more is only clamped
-_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -124,8 +116,10 @@ def write_video(
     rate, tags = frame_rate(fps), _tags(metadata)
     require_sound(sound)
     require_encoder(ENCODERS[encoding.codec])
+    if not path.parent.is_dir():
+        raise HostError(f"The folder {path.parent} does not exist; create it or choose another.")
     with _host_errors(path.parent):
-        outputs = _Outputs(path, encoding)
+        outputs = Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail)
     size, images = checked_images(frames)
     with ExitStack() as stack:
         stack.callback(outputs.discard)
@@ -162,74 +156,6 @@ def require_encoder(name: str) -> None:
         raise HostError(
             f"The installed PyAV {av.__version__} has no {name} encoder; install PyAV from its PyPI wheel."
         ) from error
-
-
-def sweep_partials(folder: Path, older_than_s: float) -> int:
-    """Removes what killed writers left in `folder`, untouched for `older_than_s` seconds; says how many.
-
-    Only names this module makes are touched. A missing folder has none.
-    """
-    if not folder.is_dir():
-        return 0
-    stale = [entry for entry in folder.iterdir() if _is_stale(entry, older_than_s)]
-    for entry in stale:
-        _remove(entry)
-    return sum(not os.path.lexists(entry) for entry in stale)
-
-
-class _Outputs:
-    """The video and what goes beside it: hidden until `publish`, removed where that is not reached."""
-
-    def __init__(self, path: Path, encoding: Encoding) -> None:
-        self._token = secrets.token_hex(6)
-        self.video = path
-        self.thumbnail = path.with_suffix(".jpg") if encoding.thumbnail else None
-        self.frames_dir = path.with_name(f"{path.stem}-frames") if encoding.png_frames else None
-        # The video comes last: where it stands, all that belongs to it does.
-        self._all = [p for p in (self.frames_dir, self.thumbnail, self.video) if p is not None]
-        self._require_free()
-
-    def temp(self, final: Path) -> Path:
-        """Where `final` is written until it is complete; [:40] because names have a longest length."""
-        suffix = "" if final == self.frames_dir else final.suffix.lower()
-        return final.with_name(f".{self.video.stem[:40]}.{self._token}.part{suffix}")
-
-    def _require_free(self) -> None:
-        if self.video.suffix.lower() != ".mp4":
-            raise RequestError(f"{self.video.name} is no name for an mp4; end it in .mp4.")
-        if not self.video.parent.is_dir():
-            raise HostError(f"The folder {self.video.parent} does not exist; create it or choose another.")
-        for final in self._all:
-            if os.path.lexists(final) and not self._may_replace(final):
-                raise RequestError(f"{final} is already there; move it away or choose another name.")
-
-    def _may_replace(self, final: Path) -> bool:
-        """An earlier video and its thumbnail may go; folders, and a picture without a video, may not."""
-        return final.is_file() and self.video.is_file()
-
-    def add(self, image: NDArray[np.uint8], index: int) -> None:
-        if self.frames_dir is not None:
-            folder = self.temp(self.frames_dir)
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(image).save(folder / f"{index:05d}.png")
-        if self.thumbnail is not None and index == 0:
-            small = Image.fromarray(image)
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            small.save(self.temp(self.thumbnail), "JPEG", quality=90)
-
-    def publish(self) -> None:
-        _settle(self.temp(self.video))
-        with ExitStack() as undo:
-            for final in self._all:
-                os.replace(self.temp(final), final)
-                undo.callback(_remove, final)
-            undo.pop_all()
-        _sync_folder(self.video.parent)
-
-    def discard(self) -> None:
-        """After `publish` none of these names exists."""
-        for final in self._all:
-            _remove(self.temp(final))
 
 
 class _Movie:
@@ -350,7 +276,7 @@ def _host_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise HostError(
             f"The video cannot be written in {folder} ({error.strerror or error}); "
-            "free some space there or choose another folder."
+            "check its space and permissions, or choose another folder."
         ) from error
     except av.FFmpegError as error:
         raise HostError(f"The encoder failed on a video for {folder} ({error}); try another size.") from error
@@ -362,38 +288,3 @@ def _tags(metadata: Mapping[str, object]) -> dict[str, str]:
     if isinstance(title := metadata.get("title"), str) and title:
         tags["title"] = title.encode(errors="replace").decode()
     return tags
-
-
-def _settle(path: Path) -> None:
-    """Checks that the mp4 is whole, since not every failed write is reported, and syncs it to disk."""
-    with path.open("r+b") as file:
-        try:
-            top_level_boxes(file)
-        except ValueError as error:
-            raise HostError(f"The video in {path.parent} came out incomplete; is the disk full?") from error
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """So the new names survive a power cut; where a system cannot do this, the files stand all the same."""
-    with suppress(OSError), ExitStack() as stack:
-        handle = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, handle)
-        os.fsync(handle)
-
-
-def _is_stale(entry: Path, older_than_s: float) -> bool:
-    if not _PARTIAL.fullmatch(entry.name):
-        return False
-    with suppress(OSError):  # gone already
-        return time.time() - entry.lstat().st_mtime >= older_than_s
-    return False
-
-
-def _remove(path: Path) -> None:
-    """A file or a folder, if it is there; what cannot be removed stays for `sweep_partials`."""
-    with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

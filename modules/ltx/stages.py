@@ -39,7 +39,10 @@ def ordered(plan: Plan) -> list[tuple[str, Stage]]:
 def encode(state: State, host: Host) -> State:
     """Prompt to embeddings, once a job; negative ones only where some stage's guidance needs them."""
     plan = state.plan
-    with host.pipeline(plan.caps, plan.caps.pipeline) as pipe, borrow.forward_hook(pipe.text_encoder, host.poll):
+    with (
+        host.pipeline(plan.caps, plan.caps.pipeline) as pipe,
+        borrow.forward_hook(pipe.text_encoder, host.poll),
+    ):
         host.emit(Event("encode", 0, 1, planned=plan.evaluations))
         encoded = pipe.encode_prompt(
             prompt=plan.prompt,
@@ -64,7 +67,11 @@ def negative_prompt(plan: Plan) -> str:
 
 def _cut_off(tokenizer: Any, plan: Plan) -> str:
     tokens, kept = len(tokenizer(plan.prompt).input_ids), plan.caps.max_sequence_length
-    return f"the prompt has {tokens} tokens; the first {kept} are read, the rest is cut off" if tokens > kept else ""
+    return (
+        f"the prompt has {tokens} tokens; the first {kept} are read, the rest is cut off"
+        if tokens > kept
+        else ""
+    )
 
 
 def sample(state: State, host: Host, *, stage: StagePlan) -> State:
@@ -94,7 +101,9 @@ def upsample(state: State, host: Host, *, stage: StagePlan) -> State:
             extra = {} if caps.latents_normalized else {"latents_normalized": False}
             latents = pipe(latents=latents, output_type="latent", return_dict=False, **extra)[0]
     latents = _resized(latents.float().cpu(), stage.width // caps.grid, stage.height // caps.grid)
-    host.emit(Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations))
+    host.emit(
+        Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations)
+    )
     return replace(state, video_latents=_finite(latents, stage.name))
 
 
@@ -114,16 +123,21 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
     with ExitStack() as borrowed:
         pipe = borrowed.enter_context(host.pipeline(plan.caps, stage.pipeline))
         wanted = (*stage.loras, *((stage.lora,) if stage.lora else ()))
-        borrowed.enter_context(borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted]))
+        borrowed.enter_context(
+            borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted])
+        )
         sigmas = (*stage.scheduler.skipped, *stage.sigmas)
         borrowed.enter_context(borrow.scheduler(pipe, planned(pipe.scheduler, sigmas)))
         borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
-        yield pipe, {
-            **_embeds_args(state, stage, pipe),
-            "generator": torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name)),
-            "callback_on_step_end": _progress(state, host, stage),
-            "callback_on_step_end_tensor_inputs": ["latents"],
-        }
+        yield (
+            pipe,
+            {
+                **_embeds_args(state, stage, pipe),
+                "generator": torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name)),
+                "callback_on_step_end": _progress(state, host, stage),
+                "callback_on_step_end_tensor_inputs": ["latents"],
+            },
+        )
 
 
 def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
@@ -146,7 +160,9 @@ def _progress(state: State, host: Host, stage: StagePlan) -> Callable[..., dict[
 
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done = state.done + sum(stage.passes[: index + 1])
-        host.emit(Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents")))
+        host.emit(
+            Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents"))
+        )
         host.poll()
         return {}
 
@@ -162,7 +178,11 @@ def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
     """The state with a sampling stage's latents, unpacked, in float32, on the CPU."""
     caps, video = state.plan.caps, output[0]
     if video.ndim == 3:  # tokens: only the row's base class returns them (caps.packed_latents)
-        size = ((stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid)
+        size = (
+            (stage.frames - 1) // caps.frame_ratio + 1,
+            stage.height // caps.grid,
+            stage.width // caps.grid,
+        )
         patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
         video = pipe._unpack_latents(video, *size, *patches)
     audio = output[1].float().cpu() if caps.supports_audio else None
@@ -178,5 +198,7 @@ def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
 def _finite(latents: torch.Tensor, where: str) -> torch.Tensor:
     """`latents`, unless they hold NaN or infinity, which would be encoded as a gray or black clip."""
     if not bool(torch.isfinite(latents).all()):
-        raise LTXError(f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale")
+        raise LTXError(
+            f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale"
+        )
     return latents

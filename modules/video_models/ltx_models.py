@@ -49,7 +49,8 @@ def _modes(model: Model, classes: dict[str, str]) -> list[Model]:
 def _with_sdnq(models: list[Model], repo: str) -> list[Model]:
     """The rows and their pre-quantized 4-bit twins (https://github.com/Disty0/sdnq)."""
     twins = [
-        replace(m, id=f"{m.id}-sdnq", label=f"{m.label} SDNQ-4Bit", repo=repo, quantization="sdnq-int4") for m in models
+        replace(m, id=f"{m.id}-sdnq", label=f"{m.label} SDNQ-4Bit", repo=repo, quantization="sdnq-int4")
+        for m in models
     ]
     return models + twins
 
@@ -71,7 +72,10 @@ def _ltx2() -> list[Model]:
     )
     dev = _row("2.3-dev-{mode}", "LTXVideo 2.3 22B {mode}", "OzzyGT/LTX-2.3", "2.3-dev")
     distilled = _row(
-        "2.3-distilled-{mode}", "LTXVideo 2.3 22B {mode} Distilled", "OzzyGT/LTX-2.3-Distilled", "2.3-distilled"
+        "2.3-distilled-{mode}",
+        "LTXVideo 2.3 22B {mode} Distilled",
+        "OzzyGT/LTX-2.3-Distilled",
+        "2.3-distilled",
     )
     v20 = _row("2.0-dev-{mode}", "LTXVideo 2.0 19B {mode} Dev", "Lightricks/LTX-2", "2.0-dev")
     return [

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,17 @@ class Settings:
     offload: str | None = None
     offline: bool = False
 
+    def __post_init__(self) -> None:
+        machine.check_names(self.dtype, self.offload)
+
     @property
     def cache_folder(self) -> Path:
         """Where LTX-Nano lives: outside the project, so that every checkout shares it."""
         if self.cache is not None:
             return self.cache
-        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
+        base = (
+            os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
+        )
         return Path(os.environ.get("LTX_CACHE") or Path(base) / "ltx-nano")
 
 
@@ -58,7 +64,9 @@ class _Resident:
 class EmbeddedHost:
     """See `modules.ltx.host.Host`. `on_event` receives every Event; `cancel()` may come from any thread."""
 
-    def __init__(self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> None:
         self.settings = settings or Settings()
         self._on_event = on_event
         self._job = threading.Lock()
@@ -80,7 +88,12 @@ class EmbeddedHost:
 
     @property
     def _offline(self) -> bool:
-        return self.settings.offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+        return self.settings.offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
+            "1",
+            "TRUE",
+            "YES",
+            "ON",
+        )
 
     def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
         return self._lent(lambda: self._pipeline(caps, class_name))
@@ -137,12 +150,16 @@ class EmbeddedHost:
             folder = nano.ensure(source.removeprefix(NANO), self.settings.cache_folder) if is_nano else None
             where = str(folder or folders.folder_of(source) or source)
             pipe = next(iter(resident.pipes.values()))
-            self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine, offline=self._offline)
+            self._upsamplers[key] = loading.upsampler(
+                caps, where, pipe.vae, resident.machine, offline=self._offline
+            )
         return self._upsamplers[key]
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
         if lora.repo.startswith(NANO):
-            lora = replace(lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder)))
+            lora = replace(
+                lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder))
+            )
         return folders.lora_file(lora, offline=self._offline)
 
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
@@ -166,7 +183,8 @@ class EmbeddedHost:
             self._on_event(event)
 
     def output_path(self, caps: Caps, seed: int) -> Path:
-        folder = writable(self.settings.outputs)
+        folder = self.settings.outputs
+        check_writable(folder)
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(caps)}-{seed}"
         names = (stem, *(f"{stem}-{n}" for n in range(2, 1000)))
         return next(folder / f"{name}.mp4" for name in names if not (folder / f"{name}.mp4").exists())
@@ -183,14 +201,19 @@ def slug(caps: Caps) -> str:
     return caps.id if known else f"ltx-{caps.generation}"
 
 
-def writable(folder: Path) -> Path:
-    """`folder`, made if missing. Raises RequestError if nothing can be written there."""
+def check_writable(folder: Path) -> None:
+    """Raise RequestError if nothing can be written to `folder`; it is not there yet, it is left so."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".ltx-write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise RequestError(f"output folder {folder}: cannot be written ({reason}); choose another with -o.") from error
-    return folder
+        raise RequestError(
+            f"output folder {folder}: cannot be written ({reason}); choose another with -o."
+        ) from error
+    finally:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()

@@ -27,6 +27,13 @@ class Machine:
     free_bytes: int
 
 
+def check_names(dtype: str | None, offload: str | None) -> None:
+    """Raise RequestError for a dtype or an offload that does not exist, before anything is loaded."""
+    for flag, asked, known in (("--dtype", dtype, DTYPES), ("--offload", offload, OFFLOADS)):
+        if asked is not None and asked not in known:
+            raise RequestError(f"{flag} {asked}: not known; it takes one of: {', '.join(known)}.")
+
+
 def choose_device(asked: str | None) -> str:
     """`asked`, checked, or the best there is. Raises RequestError for a device that is not there."""
     import torch
@@ -47,8 +54,6 @@ def _available(torch: Any, name: str) -> bool:
 def choose_dtype(asked: str | None, device: str, weight_bytes: int, free_bytes: int) -> str:
     """bfloat16 on accelerators. On a CPU float32, which is faster there, while the weights fit twice as large."""
     if asked is not None:
-        if asked not in DTYPES:
-            raise RequestError(f"--dtype {asked}: not known; it takes one of: {', '.join(DTYPES)}.")
         return asked
     if device.startswith("cpu"):
         return "float32" if 2 * weight_bytes < free_bytes else "bfloat16"
@@ -62,10 +67,10 @@ def choose_offload(asked: str | None, device: str, total: int, largest: int, fre
     (blocks streamed ahead) is the user's choice only: it needs pinned memory that may not be there.
     """
     if asked is not None:
-        if asked not in OFFLOADS:
-            raise RequestError(f"--offload {asked}: not known; it takes one of: {', '.join(OFFLOADS)}.")
         if device.startswith("cpu") and asked != "none":
-            raise RequestError(f"--offload {asked}: there is no other device to offload from; leave it out on a CPU.")
+            raise RequestError(
+                f"--offload {asked}: there is no other device to offload from; leave it out on a CPU."
+            )
         return asked
     if device.startswith("cpu") or total < 0.8 * free:
         return "none"

@@ -1,0 +1,321 @@
+"""A whole run: same request, same bytes; whatever stops it, nothing is left behind or changed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+
+from modules.ltx.errors import Cancelled, OutOfMemory, RequestError
+from modules.ltx.front import request_of_file, settle
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+from modules.ltx.ltx_process import run
+from modules.ltx.media_in import read_metadata
+from modules.ltx.plan import Plan
+from modules.ltx.request import Request
+from modules.ltx.state import Event, Media
+
+Planned = Callable[..., Plan]
+ALL_NANO = [
+    f"nano-{generation}-{mode}"
+    for generation in ("2.3-distilled", "2.3-dev", "2.0-distilled", "2.0-dev", "0.9")
+    for mode in ("t2v", "i2v", "condition")
+]
+
+
+def media_of(plan: Plan, host: EmbeddedHost, **options: Any) -> Media:
+    media = run(plan, host, **options).media
+    assert media is not None
+    return media
+
+
+def streams(path: Path) -> dict[str, Any]:
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(video))
+        audio = [(s.rate, float(s.duration * s.time_base)) for s in container.streams.audio]
+        return {
+            "size": (video.width, video.height),
+            "frames": frames,
+            "fps": float(video.average_rate),
+            "audio": audio,
+        }
+
+
+@pytest.mark.parametrize("model", ALL_NANO)
+@pytest.mark.parametrize("refine", [False, True], ids=["one stage", "two stages"])
+def test_every_nano_variant_makes_a_file(
+    host: EmbeddedHost, planned: Planned, picture: Path, model: str, refine: bool
+) -> None:
+    images = [{"path": str(picture)}] if "t2v" not in model else []
+    if model.endswith("condition"):
+        images.append({"path": str(picture), "frame": -1, "strength": 0.8})
+    plan = planned(model, refine=refine, images=images, frames=17)
+    media = media_of(plan, host)
+    found = streams(media.path)
+    assert (found["size"], found["frames"], found["fps"]) == ((64, 64), 17, 24.0)
+    if plan.audio_from is None:
+        assert found["audio"] == []
+    else:
+        [(rate, seconds)] = found["audio"]
+        assert rate == 16000
+        assert abs(seconds - 17 / 24) <= 1 / 24
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_seed_does_not(
+    host: EmbeddedHost, planned: Planned
+) -> None:
+    first, again = (media_of(planned("nano-2.3-dev-t2v", refine=True), host) for _ in range(2))
+    other = media_of(planned("nano-2.3-dev-t2v", refine=True, seed=2), host)
+    digests = [(m.video_latents_sha256, m.audio_latents_sha256) for m in (first, again, other)]
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+    assert digests[0][1] != digests[2][1]
+    assert first.path != again.path
+    assert first.path.read_bytes() == again.path.read_bytes()
+
+
+def test_a_fresh_host_gives_the_same_bytes(
+    host: EmbeddedHost, planned: Planned, cache: Path, tmp_path: Path
+) -> None:
+    plan = planned("nano-2.3-distilled-t2v", refine=True)
+    fresh = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True))
+    assert media_of(plan, fresh).video_latents_sha256 == media_of(plan, host).video_latents_sha256
+
+
+def test_the_prompt_and_each_option_reach_the_result(host: EmbeddedHost, planned: Planned) -> None:
+    """Every change gives another video: none is silently dropped (the negative prompt is the famous one)."""
+    changes: list[dict[str, object]] = [
+        {},
+        {"prompt": "a blue square"},
+        {"negative": "a blue square"},
+        {"guidance_scale": 4},
+        {"stg_scale": 2},
+        {"stg_blocks": "2"},
+        {"modality_scale": 2},
+        {"guidance_rescale": 0},
+        {"audio_guidance_scale": 5},
+        {"sampler_shift": 0.5},
+        {"dynamic_shift": False},
+        {"steps": 4},
+        {"fps": 12},
+    ]
+    # Three steps: the first and the last sigma of a schedule are the same whatever its shift.
+    digests = [
+        media_of(planned("nano-2.3-dev-t2v", **({"steps": 3} | change)), host).video_latents_sha256
+        for change in changes
+    ]
+    assert len(set(digests)) == len(changes)
+
+
+@pytest.mark.parametrize(("ratio", "size"), [(1.5, (96, 96)), (2, (128, 128)), (3, (192, 192))])
+def test_upsampling_gives_the_promised_size(
+    host: EmbeddedHost, planned: Planned, ratio: float, size: tuple[int, int]
+) -> None:
+    plan = planned("nano-2.3-distilled-t2v", upsample=ratio)
+    media = media_of(plan, host)
+    assert (media.width, media.height) == (plan.width, plan.height) == size
+    assert media.audio_latents_sha256 is not None  # upsampling alone keeps the sound
+
+
+def test_without_sound_there_is_no_sound_stream(host: EmbeddedHost, planned: Planned) -> None:
+    assert streams(media_of(planned("nano-2.3-distilled-t2v", audio=False), host).path)["audio"] == []
+
+
+def test_sound_comes_from_the_stage_the_plan_names(host: EmbeddedHost, planned: Planned) -> None:
+    """Dev delivers stage 1's sound, so stage 2 must not change it; Distilled delivers stage 2's."""
+    digests = {}
+    for kind in ("dev", "distilled"):
+        for steps in (2, 3):
+            plan = planned(f"nano-2.3-{kind}-t2v", refine=True, stage2_steps=steps)
+            digests[kind, steps] = media_of(plan, host).audio_latents_sha256
+    assert digests["dev", 2] == digests["dev", 3]
+    assert digests["distilled", 2] != digests["distilled", 3]
+
+
+def test_a_user_lora_acts_with_its_strength(host: EmbeddedHost, planned: Planned, cache: Path) -> None:
+    from modules.ltx.hosts import nano
+
+    source = str(nano.ensure("2.3-lora", cache))
+    loras = ([], [{"source": source, "strength": 1}], [{"source": source, "strength": 0.5}])
+    made = [media_of(planned("nano-2.3-distilled-t2v", loras=lora), host) for lora in loras]
+    assert len({m.video_latents_sha256 for m in made}) == 3
+    zero = media_of(planned("nano-2.3-distilled-t2v", loras=[{"source": source, "strength": 0}]), host)
+    assert zero.video_latents_sha256 == made[0].video_latents_sha256
+
+
+def test_a_lora_of_another_model_is_refused_in_one_sentence(
+    host: EmbeddedHost, planned: Planned, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 7)}, path)
+    with pytest.raises(RequestError, match=r"other.safetensors.*not one of this model"):
+        run(planned("nano-2.3-distilled-t2v", loras=[{"source": str(path)}]), host)
+    assert snapshot(host)["adapters"] == {}
+
+
+def test_the_file_tells_how_to_make_it_again(host: EmbeddedHost, planned: Planned, picture: Path) -> None:
+    images = [{"path": str(picture)}]
+    media = media_of(planned("nano-2.3-dev-i2v", images=images, seed=None, prompt='"quoted"\nünïcödé'), host)
+    request = Request.parse(request_of_file(media.path))
+    again = media_of(settle(request, host), host)
+    assert request.prompt == '"quoted"\nünïcödé'
+    assert again.path.read_bytes() == media.path.read_bytes()
+    stored = read_metadata(media.path)
+    assert stored["latents"] == {
+        "video_sha256": media.video_latents_sha256,
+        "audio_sha256": media.audio_latents_sha256,
+    }
+
+
+def test_a_changed_image_is_noticed(
+    host: EmbeddedHost, planned: Planned, picture: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(picture.read_bytes())
+    media = media_of(planned("nano-2.3-dev-i2v", images=[{"path": str(mine)}]), host)
+    mine.write_bytes(picture.read_bytes() + b"\0")
+    with pytest.raises(RequestError, match=r"mine.png is missing or was changed"):
+        request_of_file(media.path)
+
+
+def test_a_long_prompt_is_cut_with_a_note(host: EmbeddedHost, planned: Planned) -> None:
+    state = run(planned("nano-2.3-distilled-t2v", prompt="red ball " * 12_000), host)
+    assert any("the first 128 are read" in note for note in state.notes)
+
+
+def test_events_count_what_is_done(cache: Path, planned: Planned, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=seen.append)
+    run(planned("nano-2.3-dev-t2v", refine=True), host)
+    phases = list(dict.fromkeys(event.phase for event in seen))
+    assert phases == ["load", "encode", "sample", "upsample", "refine", "decode"]
+    counts = [event.evaluations for event in seen]
+    assert counts == sorted(counts)
+    assert counts[-1] == seen[-1].planned == 5
+    assert all(0 <= event.step <= event.of for event in seen if event.of)
+
+
+class Tripping(EmbeddedHost):
+    """An embedded host that raises `error` at its `at`-th poll, and remembers how many there were."""
+
+    def arm(self, at: int, error: BaseException | None) -> None:
+        self.at, self.error, self.count = at, error, 0
+
+    def poll(self) -> None:
+        super().poll()
+        self.count = getattr(self, "count", 0) + 1
+        if getattr(self, "error", None) is not None and self.count == self.at:
+            assert self.error is not None
+            raise self.error
+
+
+def snapshot(host: EmbeddedHost) -> dict[str, Any]:
+    """Everything a run borrows from the resident model, as it is now."""
+    assert host._resident is not None
+    found: dict[str, Any] = {"rng": torch.random.get_rng_state().tolist(), "adapters": {}}
+    for name, pipe in host._resident.pipes.items():
+        found[name] = {
+            "scheduler": id(pipe.scheduler),
+            "scheduler config": dict(pipe.scheduler.config),
+            "pipe config": dict(pipe.config),
+            "attributes": sorted(k for k in pipe.__dict__ if not k.startswith("_")),
+            "classes": {n: type(c).__qualname__ for n, c in pipe.components.items()},
+        }
+        for part_name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in part.modules())
+                kinds = [type(m).__name__ for m in part.modules()]
+                found[name][part_name] = (hooks, kinds, {k: id(v) for k, v in part.named_parameters()})
+        found[name]["tiling"] = {k: v for k, v in vars(pipe.vae).items() if "til" in k or "framewise" in k}
+        found["adapters"] |= {k: v for k, v in pipe.get_list_adapters().items() if v}
+    return copy.deepcopy(found)
+
+
+@pytest.fixture(scope="module")
+def tripping(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Tripping:
+    outputs = tmp_path_factory.mktemp("tripping")
+    return Tripping(Settings(outputs, cache=cache, device="cpu", offline=True))
+
+
+@pytest.mark.parametrize("model", ["nano-2.3-dev-i2v", "nano-0.9-condition"])
+def test_whatever_is_raised_wherever_all_is_given_back(
+    tripping: Tripping, planned: Planned, picture: Path, model: str
+) -> None:
+    """Raise at every poll of a two-stage run (stage boundaries, forwards, steps, tiles, frames) in turn."""
+    options: dict[str, object] = {"refine": True, "images": [{"path": str(picture)}]}
+    plan = planned(model, **options)
+    tripping.arm(0, None)
+    undisturbed = media_of(plan, tripping)
+    polls, before = tripping.count, snapshot(tripping)
+    files = sorted(tripping.settings.outputs.iterdir())
+    kinds: list[Callable[[], BaseException]] = [
+        lambda: KeyboardInterrupt(),
+        lambda: Cancelled("cancelled"),
+        lambda: torch.OutOfMemoryError("CUDA out of memory"),
+        lambda: RuntimeError("broken"),
+    ]
+    assert polls > 20
+    for at in range(1, polls + 1):
+        error = kinds[at % len(kinds)]()
+        tripping.arm(at, error)
+        expected = OutOfMemory if isinstance(error, torch.OutOfMemoryError) else type(error)
+        with pytest.raises(expected):
+            run(plan, tripping)
+        assert snapshot(tripping) == before
+        assert sorted(tripping.settings.outputs.iterdir()) == files
+    tripping.arm(0, None)
+    assert media_of(plan, tripping).path.read_bytes() == undisturbed.path.read_bytes()
+
+
+def test_out_of_memory_names_its_phase(tripping: Tripping, planned: Planned) -> None:
+    tripping.arm(3, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory, match="out of memory in sample") as caught:
+        run(planned("nano-2.3-distilled-t2v"), tripping)
+    assert (caught.value.phase, caught.value.exit_code) == ("sample", 4)
+    tripping.arm(0, None)
+
+
+def test_a_cancel_from_another_thread_stops_the_run(cache: Path, planned: Planned, tmp_path: Path) -> None:
+    def cancel_in_stage_2(event: Event) -> None:
+        if event.phase == "refine" and event.step == 1:
+            host.cancel()
+
+    host = EmbeddedHost(
+        Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=cancel_in_stage_2
+    )
+    with pytest.raises(Cancelled, match="nothing was written"):
+        run(planned("nano-2.3-distilled-t2v", refine=True), host)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_switching_models_drops_the_old_one_first(cache: Path, planned: Planned, tmp_path: Path) -> None:
+    import weakref
+
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True))
+    run(planned("nano-2.3-distilled-t2v"), host)
+    assert host._resident is not None
+    old = weakref.ref(host._resident.pipes["LTX2Pipeline"].transformer)
+    run(planned("nano-2.0-distilled-t2v"), host)
+    gc.collect()
+    assert old() is None
+
+
+def test_classes_of_one_repo_share_every_component(
+    host: EmbeddedHost, planned: Planned, picture: Path
+) -> None:
+    run(planned("nano-2.3-dev-t2v"), host)
+    run(planned("nano-2.3-dev-condition", refine=True, images=[{"path": str(picture)}]), host)
+    assert host._resident is not None
+    parts = [pipe.components for pipe in host._resident.pipes.values()]
+    assert len(parts) == 2
+    shared = set.intersection(*(set(p) for p in parts))
+    assert all(parts[0][name] is parts[1][name] for name in shared)
