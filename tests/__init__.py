@@ -1,0 +1,1 @@
+"""Tests: tables, equivalence, whole runs through the real front door, architecture."""

@@ -38,9 +38,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_only_one_file_imports_the_host(path: Path) -> None:
-    hosts = {
-        name for name in imported(path) if name.startswith("modules.") and name.split(".")[1] not in OURS
-    }
+    hosts = {name for name in imported(path) if name.startswith("modules.") and name.split(".")[1] not in OURS}
     allowed = relative(path) in MAY_IMPORT_THE_HOST or "scripts" in path.parts
     assert not hosts or allowed, f"{relative(path)} imports {sorted(hosts)}"
 
@@ -75,9 +73,7 @@ def test_install_needs_the_standard_library_only() -> None:
 
 
 def python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_planning_loads_no_torch() -> None:

@@ -25,10 +25,7 @@ EXPECTED = {
         for s, r in (("", ""), (" SDNQ-4Bit", "-sdnq-dynamic-int4"))
     },
     **{f"LTXVideo 2.0 19B {m} Dev": ("Lightricks/LTX-2", CLASSES[m]) for m in ("T2V", "I2V")},
-    **{
-        f"LTXVideo 2.0 19B {m} Dev SDNQ-4Bit": ("Disty0/LTX-2-SDNQ-4bit-dynamic", CLASSES[m])
-        for m in ("T2V", "I2V")
-    },
+    **{f"LTXVideo 2.0 19B {m} Dev SDNQ-4Bit": ("Disty0/LTX-2-SDNQ-4bit-dynamic", CLASSES[m]) for m in ("T2V", "I2V")},
     "LTXVideo 0.9.8 13B Distilled": ("Lightricks/LTX-Video-0.9.8-13B-distilled", C09),
     "LTXVideo 0.9.7 13B Dev": ("a-r-r-o-w/LTX-Video-0.9.7-diffusers", C09),
     **{f"LTXVideo 0.9.6 2B {m}": ("Lightricks/LTX-Video", C09) for m in ("T2V", "I2V")},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,11 +44,9 @@ def test_every_frame_comes_once_in_its_place(latents: int, size: int, overlap: i
 @given(latents=st.integers(1, 300), size=st.integers(2, 12), overlap=st.integers(1, 11))
 def test_tiles_cover_the_clip_and_share_the_overlap(latents: int, size: int, overlap: int) -> None:
     overlap = min(overlap, size - 1)
-    ranges = decode.tiles(
-        latents, DecodePlan(tile_frames=RATIO * size, overlap_frames=RATIO * overlap), RATIO
-    )
+    ranges = decode.tiles(latents, DecodePlan(tile_frames=RATIO * size, overlap_frames=RATIO * overlap), RATIO)
     assert (ranges[0][0], ranges[-1][1]) == (0, latents)
-    for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(ranges):
         assert end - 1 - start == overlap
 
 
@@ -73,9 +73,7 @@ def test_where_tiles_meet_they_are_cross_faded_linearly() -> None:
     torch.testing.assert_close(frames, expected)
 
 
-@pytest.mark.parametrize(
-    ("value", "level"), [(-1.0, 0), (0.0, 128), (1.0, 255), (-5.0, 0), (5.0, 255), (0.5, 191)]
-)
+@pytest.mark.parametrize(("value", "level"), [(-1.0, 0), (0.0, 128), (1.0, 255), (-5.0, 0), (5.0, 255), (0.5, 191)])
 def test_pixels_to_bytes(value: float, level: int) -> None:
     frames = decode.to_uint8(torch.full((1, 3, 2, 4, 6), value))
     assert frames.shape == (2, 4, 6, 3)

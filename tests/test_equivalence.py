@@ -192,16 +192,12 @@ def test_two_stages_with_first_and_last_image_2x(
 
 
 @pytest.mark.parametrize("model", ["nano-0.9-t2v", "nano-0.9-i2v"])
-def test_plain_classes_of_0_9(
-    host: EmbeddedHost, cache: Path, planned: Planned, picture: Path, model: str
-) -> None:
+def test_plain_classes_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, picture: Path, model: str) -> None:
     images = [{"path": str(picture)}] if model.endswith("i2v") else []
     plan = planned(model, images=images)
     state = ours(plan, host)
     pipe = bare(plan.caps.pipeline, "0.9", cache)
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(
-        shift_terminal=0.1
-    )  # linspace, stretched: the plan's list
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)  # linspace, stretched: the plan's list
     packed = pipe(
         **SIZE,
         **({"image": cropped(picture)} if images else {}),
@@ -269,9 +265,7 @@ def test_decoding_is_what_the_pipeline_decodes(host: EmbeddedHost, cache: Path, 
     )
     assert state.delivered_audio is not None
     with host.pipeline(plan.caps, plan.caps.pipeline) as resident:
-        chunks = decode.frames(
-            resident, _video(state), plan.decode, generator=torch.Generator(), poll=lambda: None
-        )
+        chunks = decode.frames(resident, _video(state), plan.decode, generator=torch.Generator(), poll=lambda: None)
         made = np.concatenate(list(chunks))
         sound = decode.sound(resident, state.delivered_audio)
     assert np.array_equal(made, (frames[0] * 255).round().astype(np.uint8))

@@ -99,9 +99,7 @@ def test_videos_without_our_metadata_are_refused(tmp_path: Path, comment: str | 
     assert "mp4 that this program wrote" in refusal(read_metadata, tmp_path / "other.mp4")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"\x00" * 4096, os.urandom(5000), b"\x89PNG\r\n\x1a\n" * 9]
-)
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x00" * 4096, os.urandom(5000), b"\x89PNG\r\n\x1a\n" * 9])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.mp4").write_bytes(content)
     assert "mp4 that this program wrote" in refusal(read_metadata, tmp_path / "other.mp4")

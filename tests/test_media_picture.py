@@ -69,9 +69,7 @@ def test_index_stands_before_the_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
-@pytest.mark.parametrize(
-    "colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (0, 0, 0), (255, 255, 255)]
-)
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (0, 0, 0), (255, 255, 255)])
 def test_colours_survive(tmp_path: Path, colour: tuple[int, int, int], pix_fmt: str) -> None:
     write(tmp_path / "clip.mp4", solid(colour), encoding=Encoding(pix_fmt=pix_fmt, thumbnail=False))
     back = rgb(decoded_frames(tmp_path / "clip.mp4")[1])

@@ -27,9 +27,7 @@ from tests.media_kit import (
 @pytest.mark.parametrize("rate", [16000, 24000, 48000])
 @pytest.mark.parametrize("count", [25, 49, 121])
 @pytest.mark.parametrize("fps", [24, 25])
-def test_sound_is_there_as_long_as_the_picture_and_in_time(
-    tmp_path: Path, rate: int, count: int, fps: int
-) -> None:
+def test_sound_is_there_as_long_as_the_picture_and_in_time(tmp_path: Path, rate: int, count: int, fps: int) -> None:
     length = count / fps
     clicks = [round(at * rate) for at in (0.25, length - 0.1)]
     wave = np.zeros((2, round(length * rate)), np.float32)

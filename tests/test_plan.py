@@ -27,8 +27,8 @@ STAGE_KEYS = (
 )
 FOUR_WAY = (3.0, 1.0, 3.0, 0.7, 7.0, 1.0, 3.0, 0.7)
 NO_GUIDANCE = (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, ())
-FIRST = {"path": "first.png"}
-LAST = {"path": "last.png", "frame": -1}
+FIRST: dict[str, object] = {"path": "first.png"}
+LAST: dict[str, object] = {"path": "last.png", "frame": -1}
 
 
 def make(model: str, **options: object) -> Plan:
@@ -100,9 +100,7 @@ def test_condition_keyframes_do_not_count_as_tokens() -> None:
 @pytest.mark.parametrize("caps", all_caps(), ids=lambda c: c.id)
 @pytest.mark.parametrize(("refine", "upsample"), itertools.product([False, True], [None, 2.0]))
 def test_every_variant_one_and_two_stages(caps: Caps, refine: bool, upsample: float | None) -> None:
-    request = Request.parse(
-        {"prompt": "x", "refine": refine, "upsample": upsample, "images": media_for(caps)}
-    )
+    request = Request.parse({"prompt": "x", "refine": refine, "upsample": upsample, "images": media_for(caps)})
     unsupported = (refine and not caps.supports_two_stage_refine) or (upsample and not caps.supports_upsample)
     if unsupported:
         with pytest.raises(RequestError, match="proved for the VAE"):
@@ -116,11 +114,7 @@ def test_every_variant_one_and_two_stages(caps: Caps, refine: bool, upsample: fl
 def _check_sizes(made: Plan, caps: Caps, refine: bool, upsample: float | None) -> None:
     first, last = made.stages[0], made.stages[-1]
     factor = 2 if refine or upsample else 1
-    assert (
-        (last.width, last.height)
-        == (made.width, made.height)
-        == (first.width * factor, first.height * factor)
-    )
+    assert (last.width, last.height) == (made.width, made.height) == (first.width * factor, first.height * factor)
     if upsample:
         assert (first.width, first.height) == (caps.default_width, caps.default_height)
     else:
@@ -176,9 +170,7 @@ def test_refine_alone_sizes_are_the_result_in_64s(
         (3, (2304, 1536), 2, True),
     ],
 )
-def test_upsample_ratio_multiplies_the_base(
-    ratio: float, result: tuple[int, int], passes: int, resized: bool
-) -> None:
+def test_upsample_ratio_multiplies_the_base(ratio: float, result: tuple[int, int], passes: int, resized: bool) -> None:
     made = make("2.3-dev-t2v", upsample=ratio, refine=True)
     assert (made.width, made.height) == result
     assert (made.stages[0].width, made.stages[0].height) == (768, 512)
@@ -209,9 +201,7 @@ def test_other_step_counts_interpolate_the_trained_sigmas_and_say_so() -> None:
 
 
 def test_guidance_overrides_reach_stage_1_alone() -> None:
-    made = make(
-        "2.3-dev-t2v", refine=True, guidance_scale=5, audio_stg_scale=0, stg_blocks="3,7", guidance_rescale=0
-    )
+    made = make("2.3-dev-t2v", refine=True, guidance_scale=5, audio_stg_scale=0, stg_blocks="3,7", guidance_rescale=0)
     assert scales(made.stages[0]) == (5.0, 1.0, 3.0, 0.0, 7.0, 0.0, 3.0, 0.7, (3, 7))
     assert scales(made.stages[-1]) == NO_GUIDANCE
 

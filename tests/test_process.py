@@ -53,7 +53,7 @@ def streams(path: Path) -> dict[str, Any]:
 def test_every_nano_variant_makes_a_file(
     host: EmbeddedHost, planned: Planned, picture: Path, model: str, refine: bool
 ) -> None:
-    images = [{"path": str(picture)}] if "t2v" not in model else []
+    images: list[dict[str, object]] = [{"path": str(picture)}] if "t2v" not in model else []
     if model.endswith("condition"):
         images.append({"path": str(picture), "frame": -1, "strength": 0.8})
     plan = planned(model, refine=refine, images=images, frames=17)
@@ -68,9 +68,7 @@ def test_every_nano_variant_makes_a_file(
         assert abs(seconds - 17 / 24) <= 1 / 24
 
 
-def test_the_same_request_gives_the_same_bytes_and_another_seed_does_not(
-    host: EmbeddedHost, planned: Planned
-) -> None:
+def test_the_same_request_gives_the_same_bytes_and_another_seed_does_not(host: EmbeddedHost, planned: Planned) -> None:
     first, again = (media_of(planned("nano-2.3-dev-t2v", refine=True), host) for _ in range(2))
     other = media_of(planned("nano-2.3-dev-t2v", refine=True, seed=2), host)
     digests = [(m.video_latents_sha256, m.audio_latents_sha256) for m in (first, again, other)]
@@ -81,9 +79,7 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_does_not(
     assert first.path.read_bytes() == again.path.read_bytes()
 
 
-def test_a_fresh_host_gives_the_same_bytes(
-    host: EmbeddedHost, planned: Planned, cache: Path, tmp_path: Path
-) -> None:
+def test_a_fresh_host_gives_the_same_bytes(host: EmbeddedHost, planned: Planned, cache: Path, tmp_path: Path) -> None:
     plan = planned("nano-2.3-distilled-t2v", refine=True)
     fresh = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True))
     assert media_of(plan, fresh).video_latents_sha256 == media_of(plan, host).video_latents_sha256
@@ -143,7 +139,7 @@ def test_a_user_lora_acts_with_its_strength(host: EmbeddedHost, planned: Planned
     from modules.ltx.hosts import nano
 
     source = str(nano.ensure("2.3-lora", cache))
-    loras = ([], [{"source": source, "strength": 1}], [{"source": source, "strength": 0.5}])
+    loras: tuple[Any, ...] = ([], [{"source": source, "strength": 1}], [{"source": source, "strength": 0.5}])
     made = [media_of(planned("nano-2.3-distilled-t2v", loras=lora), host) for lora in loras]
     assert len({m.video_latents_sha256 for m in made}) == 3
     zero = media_of(planned("nano-2.3-distilled-t2v", loras=[{"source": source, "strength": 0}]), host)
@@ -176,9 +172,7 @@ def test_the_file_tells_how_to_make_it_again(host: EmbeddedHost, planned: Planne
     }
 
 
-def test_a_changed_image_is_noticed(
-    host: EmbeddedHost, planned: Planned, picture: Path, tmp_path: Path
-) -> None:
+def test_a_changed_image_is_noticed(host: EmbeddedHost, planned: Planned, picture: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.png"
     mine.write_bytes(picture.read_bytes())
     media = media_of(planned("nano-2.3-dev-i2v", images=[{"path": str(mine)}]), host)
@@ -258,7 +252,7 @@ def test_whatever_is_raised_wherever_all_is_given_back(
     polls, before = tripping.count, snapshot(tripping)
     files = sorted(tripping.settings.outputs.iterdir())
     kinds: list[Callable[[], BaseException]] = [
-        lambda: KeyboardInterrupt(),
+        KeyboardInterrupt,
         lambda: Cancelled("cancelled"),
         lambda: torch.OutOfMemoryError("CUDA out of memory"),
         lambda: RuntimeError("broken"),
@@ -289,9 +283,7 @@ def test_a_cancel_from_another_thread_stops_the_run(cache: Path, planned: Planne
         if event.phase == "refine" and event.step == 1:
             host.cancel()
 
-    host = EmbeddedHost(
-        Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=cancel_in_stage_2
-    )
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=cancel_in_stage_2)
     with pytest.raises(Cancelled, match="nothing was written"):
         run(planned("nano-2.3-distilled-t2v", refine=True), host)
     assert list(tmp_path.iterdir()) == []
@@ -309,9 +301,7 @@ def test_switching_models_drops_the_old_one_first(cache: Path, planned: Planned,
     assert old() is None
 
 
-def test_classes_of_one_repo_share_every_component(
-    host: EmbeddedHost, planned: Planned, picture: Path
-) -> None:
+def test_classes_of_one_repo_share_every_component(host: EmbeddedHost, planned: Planned, picture: Path) -> None:
     run(planned("nano-2.3-dev-t2v"), host)
     run(planned("nano-2.3-dev-condition", refine=True, images=[{"path": str(picture)}]), host)
     assert host._resident is not None

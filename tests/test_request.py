@@ -48,8 +48,7 @@ def test_every_option_is_declared_once_with_help() -> None:
 def test_garbage_parses_or_raises_request_error(values: dict[str, Any]) -> None:
     try:
         request = Request.parse(values)
-    except RequestError as error:
-        assert str(error)
+    except RequestError:
         return
     assert Request.parse(json.loads(json.dumps(request.to_json()))) == request
 

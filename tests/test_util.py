@@ -48,9 +48,7 @@ def test_token_count_schedule_is_diffusers(tokens: int, steps: int) -> None:
 def test_linear_schedule_is_diffusers_with_dynamic_shift_off(steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**(LTX2_CONFIG | {"use_dynamic_shifting": False}))
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-    torch.testing.assert_close(
-        torch.tensor([*ltx_util.linear_sigmas(steps), 0.0]), scheduler.sigmas, rtol=0, atol=2e-7
-    )
+    torch.testing.assert_close(torch.tensor([*ltx_util.linear_sigmas(steps), 0.0]), scheduler.sigmas, rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 30, 40])

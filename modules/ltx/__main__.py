@@ -50,9 +50,7 @@ def _stop(*_: object) -> None:
 def _failed(error: LTXError, argv: Sequence[str]) -> int:
     sentence = " ".join(str(error).split())
     if "--json" in argv:
-        print_json(
-            {"error": {"type": type(error).__name__, "message": sentence, "exit_code": error.exit_code}}
-        )
+        print_json({"error": {"type": type(error).__name__, "message": sentence, "exit_code": error.exit_code}})
     print(f"{'' if isinstance(error, Cancelled) else 'error: '}{sentence}", file=sys.stderr)
     return error.exit_code
 
@@ -61,9 +59,7 @@ def _host(args: argparse.Namespace, **more: Any) -> Any:
     from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 
     outputs = Path(getattr(args, "outputs", "outputs"))
-    settings = Settings(
-        outputs, device=args.device, dtype=args.dtype, offload=args.offload, offline=args.offline
-    )
+    settings = Settings(outputs, device=args.device, dtype=args.dtype, offload=args.offload, offline=args.offline)
     return EmbeddedHost(settings, **more)
 
 
@@ -126,9 +122,7 @@ def generate(args: argparse.Namespace) -> None:
         console.print(f"seed {state.seed}; {timings_text(state)}", highlight=False)
     if args.json:
         timings = {t.phase: round(t.seconds, 3) for t in state.timings}
-        print_json(
-            {**state.media.to_json(), "seed": state.seed, "timings": timings, "plan": state.plan.to_json()}
-        )
+        print_json({**state.media.to_json(), "seed": state.seed, "timings": timings, "plan": state.plan.to_json()})
         return
     print(state.media.path)
 

@@ -50,7 +50,7 @@ def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -
     """Load one LoRA. Raises RequestError for a file that is no LoRA of this model."""
     try:
         pipe.load_lora_weights(source, adapter_name=name, **keywords)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise RequestError(_no_lora(source, keywords, error)) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
@@ -60,7 +60,8 @@ def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -
 
 def _no_lora(source: str, keywords: dict[str, Any], error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return f"LoRA {source}/{keywords.get('weight_name', '')}: not one of this model ({reason}); take one of its generation."
+    name = f"{source}/{keywords.get('weight_name', '')}"
+    return f"LoRA {name}: not one of this model ({reason}); take one of its generation."
 
 
 def _remove_adapters(pipe: Any, names: Sequence[str]) -> None:
@@ -98,9 +99,7 @@ def folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # not empty: somebody else's by now
                 made.rmdir()
         if isinstance(error, OSError):
-            raise RequestError(
-                f"folder {path}: cannot be written ({error.strerror}); choose another."
-            ) from error
+            raise RequestError(f"folder {path}: cannot be written ({error.strerror}); choose another.") from error
         raise
 
 

@@ -62,9 +62,7 @@ class Caps:
     supports_two_stage_refine: bool = False
     supports_upsample: bool = False
     use_cross_timestep: bool = False
-    packed_latents: bool = (
-        False  # `output_type="latent"` returns tokens (LTXPipeline, LTXImageToVideoPipeline)
-    )
+    packed_latents: bool = False  # `output_type="latent"` returns tokens (LTXPipeline, LTXImageToVideoPipeline)
     latents_normalized: bool = False  # what travels between stages is normalised (0.9) or not (2.x)
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
 
@@ -135,9 +133,7 @@ class Caps:
 
     def to_json(self) -> dict[str, object]:
         """The row as JSON values: its fields, what they imply, and whether it is ready here."""
-        derived = {
-            name: getattr(self, name) for name, kind in vars(Caps).items() if isinstance(kind, property)
-        }
+        derived = {name: getattr(self, name) for name, kind in vars(Caps).items() if isinstance(kind, property)}
         return {**asdict(self), **derived, "ready": not self.unavailable}
 
 
@@ -192,7 +188,8 @@ def parents() -> Mapping[str, Caps]:
         default_steps=50,
         default_frames=161,
         default_fps=25.0,
-        default_negative="worst quality, inconsistent motion, blurry, jittery, distorted",  # LTX-Video inference.py
+        # LTX-Video inference.py, --negative_prompt
+        default_negative="worst quality, inconsistent motion, blurry, jittery, distorted",
         guidance=replace(IDENTITY, guidance_scale=3.0),
         schedule="linear",
         num_blocks=28,
@@ -245,9 +242,7 @@ def parents() -> Mapping[str, Caps]:
         "0.9.6-distilled": _distilled(dev096),
         "0.9.7-dev": dev097,
         # The last 3 of 8 linear-quadratic sigmas are upstream's stage-2 list: 8 steps at strength .375.
-        "0.9.8-distilled": replace(
-            _distilled(dev097), generation="0.9.8", stage2_steps=8, refine_strength=0.375
-        ),
+        "0.9.8-distilled": replace(_distilled(dev097), generation="0.9.8", stage2_steps=8, refine_strength=0.375),
     }
     return MappingProxyType(rows | _nano_parents(rows))
 
@@ -311,10 +306,7 @@ def row_of(model: Model) -> Caps:
     """The caps of a catalogue row: its parent, with what its class and its place in the table add."""
     parent = parents()[model.base]
     nine = parent.family == "0.9"
-    if nine:
-        stage2 = CONDITION_09
-    else:
-        stage2 = T2V if model.pipeline == T2V else CONDITION  # I2V given latents ignores its image
+    stage2_2x = T2V if model.pipeline == T2V else CONDITION  # LTX2ImageToVideoPipeline ignores its image there
     condition09 = model.pipeline == CONDITION_09
     return replace(
         parent,
@@ -326,7 +318,7 @@ def row_of(model: Model) -> Caps:
         quantization=model.quantization,
         transformer=model.transformer,
         vae_dtype=model.vae_dtype,
-        stage2_pipeline=stage2,
+        stage2_pipeline=CONDITION_09 if nine else stage2_2x,
         packed_latents=nine and not condition09,
         supports_image_cond_noise_scale=condition09,
         image_cond_noise_scale=parent.image_cond_noise_scale if condition09 else 0.0,

@@ -70,18 +70,14 @@ def build_parser() -> Parser:
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
     serve.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
-    serve.add_argument(
-        "--outputs", metavar="FOLDER", default="outputs", help="folder for videos (default outputs)"
-    )
+    serve.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for videos (default outputs)")
     return parser
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Everything a Request holds, grouped."""
     main = parser.add_argument_group("what to make")
-    main.add_argument(
-        "--from", dest="from_file", metavar="FILE.mp4", help="start from the settings stored in a video"
-    )
+    main.add_argument("--from", dest="from_file", metavar="FILE.mp4", help="start from the settings stored in a video")
     for name in ("model", "variant", "prompt"):
         _add(main, BY_NAME[name])
     grouped = {name for names in GROUPS.values() for name in names}
@@ -92,24 +88,18 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images and LoRA")
     images.add_argument("--image", metavar="FILE", help="first frame (I2V and Condition variants)")
     images.add_argument("--last-image", metavar="FILE", help="last frame (Condition variants)")
-    images.add_argument(
-        "--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)"
-    )
-    lora_help = (
-        f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
-    )
+    images.add_argument("--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)")
+    lora_help = f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
     images.add_argument("--lora", metavar="PATH[:STRENGTH]", action="append", help=lora_help)
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             _add(group, BY_NAME[name])
         if "sampler_shift" in names:
-            shift = {"dest": "dynamic_shift", "action": "store_const"}
+            shift: dict[str, Any] = {"dest": "dynamic_shift", "action": "store_const"}
             help_on = "shift the schedule by the stage's token count (the default of 2.x Dev)"
             group.add_argument("--dynamic-shift", const=True, help=help_on, **shift)
-            group.add_argument(
-                "--no-dynamic-shift", const=False, help="use upstream's 4096-token anchor", **shift
-            )
+            group.add_argument("--no-dynamic-shift", const=False, help="use upstream's 4096-token anchor", **shift)
 
 
 def _add(group: Any, option: Option) -> None:
@@ -128,17 +118,13 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("this machine (left out: chosen by what it has)")
     group.add_argument("--device", metavar="NAME", help="cuda (also ROCm), xpu, mps or cpu")
     group.add_argument("--dtype", metavar="NAME", help="bfloat16, float16 or float32")
-    group.add_argument(
-        "--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time"
-    )
+    group.add_argument("--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time")
     group.add_argument("--offline", action="store_true", help="never touch the network")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)"
-    )
+    group.add_argument("-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)")
     group.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for names of ours")
     group.add_argument("--crf", metavar="N", help="quality of the mp4, 0 (lossless) to 51 (default 18)")
     group.add_argument("--png", action="store_true", help="write every frame as PNG, too")
@@ -167,9 +153,7 @@ def request_of(args: argparse.Namespace) -> Request:
 def _images(args: argparse.Namespace) -> list[dict[str, object]]:
     strength = 1.0 if args.condition_strength is None else STRENGTH.parse(args.condition_strength)
     placed = [(args.image, 0), (args.last_image, -1)]
-    return [
-        {"path": path, "frame": frame, "strength": strength} for path, frame in placed if path is not None
-    ]
+    return [{"path": path, "frame": frame, "strength": strength} for path, frame in placed if path is not None]
 
 
 def _lora(text: str) -> dict[str, object]:

@@ -34,9 +34,7 @@ WIDE = 120  # columns from which the host's labels fit beside the ids
 
 def models_table(rows: Sequence[Caps], width: int) -> Table:
     """Every variant on one line each; on a wide terminal with its label."""
-    caption = "name one by its id or its label: --model ID" + (
-        "" if width >= WIDE else " (--json shows the labels)"
-    )
+    caption = "name one by its id or its label: --model ID" + ("" if width >= WIDE else " (--json shows the labels)")
     table = Table(title="LTX variants", caption=caption, expand=False)
     table.add_column("id", no_wrap=True)
     if width >= WIDE:
@@ -113,9 +111,7 @@ class Bar:
             TextColumn("{task.fields[evals]}"),
         )
         times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(
-            *columns, *times, console=console, disable=not console.is_terminal, transient=True
-        )
+        self._progress = Progress(*columns, *times, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._progress.add_task("starting", total=None, evals="")
         self._phase = ""
 

@@ -78,13 +78,13 @@ def frames(
 
     def decode(tile: torch.Tensor) -> torch.Tensor:
         poll()
-        with torch.no_grad():
+        # Borrowed a tile at a time: a generator that is dropped half-way gives nothing back by itself.
+        with torch.no_grad(), borrow.tiling(vae, plan):
             pixels: torch.Tensor = vae.decode(tile.to(device, vae.dtype), temb, return_dict=False)[0]
         return pixels.float()
 
-    with borrow.tiling(vae, plan):
-        for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
-            yield to_uint8(pixels)
+    for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
+        yield to_uint8(pixels)
 
 
 def _noised(

@@ -28,14 +28,12 @@ def settle(request: Request, host: Host) -> Plan:
 
 
 def resolve(request: Request, host: Host) -> tuple[Caps, tuple[str, ...]]:
-    """The row of the request's model, with what this machine lacks folded in, and notes on how it was found."""
+    """The row of the request's model, with what this machine lacks, and notes on how it was found."""
     mode = mode_of(request)
     if request.variant is not None:
         row, notes = caps_for(request.variant, mode=mode)
         if host.probe(request.model) is None:
-            raise RequestError(
-                f"model {request.model!r}: no such folder or repo; --variant goes with one of these."
-            )
+            raise RequestError(f"model {request.model!r}: no such folder or repo; --variant goes with one of these.")
         caps = as_variant(row, request.model)
         notes = (*notes, f"{request.model}: taken as {row.label}, as asked")
     else:
@@ -47,9 +45,7 @@ def mode_of(request: Request) -> str:
     """Which variant of a repo the request needs: text alone, one first image held fully, or anything else."""
     if not request.images:
         return "T2V"
-    only_first = (
-        len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
-    )
+    only_first = len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
     return "I2V" if only_first else "Condition"
 
 
@@ -60,7 +56,7 @@ def variants(host: Host) -> tuple[Caps, ...]:
 
 
 def request_of_file(path: Path) -> dict[str, object]:
-    """The request that made an mp4 of ours, as `Request.parse` takes it. Its images must still be the same."""
+    """The request that made an mp4 of ours, as `Request.parse` takes it. Its images must be unchanged."""
     found = read_metadata(path)
     request, media = found.get("request"), found.get("media")
     if not isinstance(request, Mapping) or not isinstance(media, Mapping):

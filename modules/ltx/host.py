@@ -56,7 +56,7 @@ class Host(Protocol):
         """Show progress. Must not raise."""
 
     def output_path(self, caps: Caps, seed: int) -> Path:
-        """A fresh name for the video. Never made from the prompt. Raises RequestError if it cannot be written."""
+        """A fresh name for the video, never made from the prompt. Raises RequestError if none can be written."""
 
     def machine(self) -> Mapping[str, object]:
         """Device, dtype, offload and versions, for the metadata."""

@@ -15,7 +15,7 @@ from modules.ltx import recipe
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
 from modules.ltx.ltx_util import get_frames, latent_index
-from modules.ltx.request import ImageAt, Lora, Request
+from modules.ltx.request import ImageAt, Request
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ class SchedulerPlan:
     """Which solver runs a stage's sigmas, and where they came from. The list itself is the stage's."""
 
     sampler: str = "euler"
-    source: str = (
-        ""  # token-count | anchor-4096 | sampler-shift | distilled | stage2 | linear-quadratic | linear
-    )
+    source: str = ""  # token-count | anchor-4096 | sampler-shift | distilled | stage2 | linear-quadratic | linear
     shift: float | None = None  # m of the token-count schedule
     skipped: tuple[float, ...] = ()  # head of a schedule that denoise_strength cuts away (0.9 stage 2)
 
@@ -176,9 +174,7 @@ def plan(request: Request, caps: Caps, notes: Iterable[str] = ()) -> Plan:
     return replace(settled, notes=(_headline(settled), *found))
 
 
-def _stages(
-    request: Request, caps: Caps, sizes: recipe.Sizes, frames: int
-) -> tuple[tuple[StagePlan, ...], list[str]]:
+def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> tuple[tuple[StagePlan, ...], list[str]]:
     """The ordered stages and the notes their numbers need."""
     schedule = recipe.base_schedule(request, caps, sizes.base_width, sizes.base_height, frames)
     guidance = recipe.base_guidance(request, caps)
@@ -278,26 +274,16 @@ def _refuse_unsupported(request: Request, caps: Caps) -> None:
     }
     for name, supported in gates.items():
         if name in asked and not supported:
-            raise RequestError(
-                f"--{name.replace('_', '-')}: {caps.label} does not have it; {_instead(name)}."
-            )
+            raise RequestError(f"--{name.replace('_', '-')}: {caps.label} does not have it; {_instead(name)}.")
     if request.refine and not caps.supports_two_stage_refine:
-        raise RequestError(
-            f"--refine: {caps.label} has no second stage: {caps.upsampler_why_not}; leave it out."
-        )
+        raise RequestError(f"--refine: {caps.label} has no second stage: {caps.upsampler_why_not}; leave it out.")
     if (request.upsample or 1.0) > 1.0 and not caps.supports_upsample:
-        raise RequestError(
-            f"--upsample: {caps.label} has no upsampler: {caps.upsampler_why_not}; leave it out."
-        )
+        raise RequestError(f"--upsample: {caps.label} has no upsampler: {caps.upsampler_why_not}; leave it out.")
 
 
 def _instead(name: str) -> str:
     if name in ("stage2_steps", "refine_strength"):
-        return (
-            "it belongs to --refine"
-            if name == "stage2_steps"
-            else "it belongs to --refine of 0.9.7 and later 0.9"
-        )
+        return "it belongs to --refine" if name == "stage2_steps" else "it belongs to --refine of 0.9.7 and later 0.9"
     return "leave it out, or take a variant that has it (`models --json` tells)"
 
 
@@ -305,24 +291,16 @@ def _images(request: Request, caps: Caps, frames: int) -> tuple[ImageAt, ...]:
     """The images of the request, checked against what the variant's class takes."""
     images = request.images
     if images and not caps.supports_input_media:
-        raise RequestError(
-            f"--image: {caps.label} makes video from text alone; take its I2V or Condition variant."
-        )
+        raise RequestError(f"--image: {caps.label} makes video from text alone; take its I2V or Condition variant.")
     if caps.is_i2v and not any(image.frame == 0 for image in images):
-        raise RequestError(
-            f"{caps.label} starts from an image and none was given; add --image FILE or take T2V."
-        )
+        raise RequestError(f"{caps.label} starts from an image and none was given; add --image FILE or take T2V.")
     if caps.supports_multi_condition:
         return _placed(images, frames)
     for image in images:
         if image.frame != 0 or len(images) > 1:
-            raise RequestError(
-                f"--last-image: {caps.label} takes one first image; take the Condition variant."
-            )
+            raise RequestError(f"--last-image: {caps.label} takes one first image; take the Condition variant.")
         if image.strength != 1.0:
-            raise RequestError(
-                f"--condition-strength: {caps.label} holds its image fully; take the Condition variant."
-            )
+            raise RequestError(f"--condition-strength: {caps.label} holds its image fully; take the Condition variant.")
     return images
 
 
@@ -331,15 +309,11 @@ def _placed(images: tuple[ImageAt, ...], frames: int) -> tuple[ImageAt, ...]:
     taken: dict[int, int] = {}
     for image in images:
         if image.frame >= frames:
-            raise RequestError(
-                f"image at frame {image.frame}: the clip has frames 0 to {frames - 1}; -1 is the last."
-            )
+            raise RequestError(f"image at frame {image.frame}: the clip has frames 0 to {frames - 1}; -1 is the last.")
         index = latent_index(image.frame, frames)
         if index in taken:
             where = f"frames {taken[index]} and {image.frame}"
-            raise RequestError(
-                f"two images ({where}) fall on one latent frame; set them 8 frames apart or more."
-            )
+            raise RequestError(f"two images ({where}) fall on one latent frame; set them 8 frames apart or more.")
         taken[index] = image.frame
     return images
 
@@ -363,9 +337,7 @@ def _prompt_notes(settled: Plan) -> list[str]:
     # About four characters a token in English; the tokenizer's exact word is an event of the encode stage.
     if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
         kept = settled.caps.max_sequence_length
-        notes.append(
-            f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens"
-        )
+        notes.append(f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens")
     if settled.request.negative and not settled.needs_negative:
         notes.append("the negative prompt is not used: no guidance scale is above 1")
     if settled.negative is None and settled.needs_negative:

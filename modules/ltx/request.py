@@ -144,9 +144,7 @@ class Request:
     steps: int | None = option("int", "denoising steps of the first stage", between=(1, 200))
     width: int | None = option("int", "width of the result", between=(32, MAX_SIDE), unit="pixels")
     height: int | None = option("int", "height of the result", between=(32, MAX_SIDE), unit="pixels")
-    frames: int | None = option(
-        "int", "length of the video; 8k+1 is kept", between=(1, MAX_FRAMES), unit="frames"
-    )
+    frames: int | None = option("int", "length of the video; 8k+1 is kept", between=(1, MAX_FRAMES), unit="frames")
     fps: float | None = option("float", "frames a second", between=(1, 120), unit="fps")
 
     refine: bool = option(
@@ -162,9 +160,7 @@ class Request:
         "float", "how much of the noise stage 2 adds back (0.9)", between=(0.05, 0.95)
     )
 
-    guidance_scale: float | None = option(
-        "float", "how strongly the video follows the prompt", between=(0, 30)
-    )
+    guidance_scale: float | None = option("float", "how strongly the video follows the prompt", between=(0, 30))
     stg_scale: float | None = option("float", "spatio-temporal guidance of the video", between=(0, 10))
     modality_scale: float | None = option("float", "how strongly video follows sound", between=(0, 30))
     guidance_rescale: float | None = option("float", "tames over-exposure by guidance", between=(0, 1))
@@ -181,9 +177,7 @@ class Request:
     )
     dynamic_shift: bool | None = option("bool", "shift the schedule by the token count of the stage")
     decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
-    image_cond_noise_scale: float | None = option(
-        "float", "noise on held images, for motion (0.9)", between=(0, 1)
-    )
+    image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
     audio: bool = option("bool", "write sound where the model makes it", default=True)
 
     images: tuple[ImageAt, ...] = ()
@@ -194,9 +188,7 @@ class Request:
         """A checked Request from text or JSON values. Unknown names and bad values raise RequestError."""
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
-            raise RequestError(
-                f"unknown option {unknown[0]!r}; known are: {', '.join(o.name for o in OPTIONS)}."
-            )
+            raise RequestError(f"unknown option {unknown[0]!r}; known are: {', '.join(o.name for o in OPTIONS)}.")
         given = {name: BY_NAME[name].parse(value) for name, value in values.items() if name in BY_NAME}
         kept = {name: value for name, value in given.items() if value is not None}
         images = tuple(_image(item) for item in _items(values, "images"))

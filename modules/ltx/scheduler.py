@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 
-class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):
+class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped
     """Euler steps x + (sigma_next - sigma) * v over a fixed list of sigmas, final 0 appended.
 
     One instance per stage. LTX-2 pipelines deepcopy it for the sound; the list travels with the copy.
@@ -47,7 +47,7 @@ class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):
 
 def planned(theirs: Any, sigmas: Sequence[float]) -> FlowMatchPlanScheduler:
     """A fresh scheduler for one stage, with `theirs`' config but no shift of any kind."""
-    plain = FlowMatchPlanScheduler.from_config(
+    plain: FlowMatchPlanScheduler = FlowMatchPlanScheduler.from_config(
         theirs.config,
         shift=1.0,
         use_dynamic_shifting=False,

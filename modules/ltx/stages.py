@@ -51,9 +51,18 @@ def encode(state: State, host: Host) -> State:
             max_sequence_length=plan.caps.max_sequence_length,
         )
         cut = _cut_off(pipe.tokenizer, plan)
-    parked = [None if tensor is None else tensor.cpu() for tensor in encoded]
+    prompt, mask, negative, negative_mask = encoded
+    embeds = Embeds(prompt.cpu(), mask.cpu(), _cpu(negative), _cpu(negative_mask))
     host.emit(Event("encode", 1, 1, planned=plan.evaluations, message=cut))
-    return replace(state, embeds=Embeds(*parked), notes=state.notes + ((cut,) if cut else ()))
+    return replace(
+        state,
+        embeds=embeds,
+        notes=state.notes + ((cut,) if cut else ()),
+    )
+
+
+def _cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def negative_prompt(plan: Plan) -> str:
@@ -67,11 +76,7 @@ def negative_prompt(plan: Plan) -> str:
 
 def _cut_off(tokenizer: Any, plan: Plan) -> str:
     tokens, kept = len(tokenizer(plan.prompt).input_ids), plan.caps.max_sequence_length
-    return (
-        f"the prompt has {tokens} tokens; the first {kept} are read, the rest is cut off"
-        if tokens > kept
-        else ""
-    )
+    return f"the prompt has {tokens} tokens; the first {kept} are read, the rest is cut off" if tokens > kept else ""
 
 
 def sample(state: State, host: Host, *, stage: StagePlan) -> State:
@@ -101,9 +106,7 @@ def upsample(state: State, host: Host, *, stage: StagePlan) -> State:
             extra = {} if caps.latents_normalized else {"latents_normalized": False}
             latents = pipe(latents=latents, output_type="latent", return_dict=False, **extra)[0]
     latents = _resized(latents.float().cpu(), stage.width // caps.grid, stage.height // caps.grid)
-    host.emit(
-        Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations)
-    )
+    host.emit(Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations))
     return replace(state, video_latents=_finite(latents, stage.name))
 
 
@@ -111,9 +114,10 @@ def _resized(latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """(batch, channels, frames, h, w) latents at another size, each frame bicubically; itself if it fits."""
     if tuple(latents.shape[-2:]) == (height, width):
         return latents
+    batch, channels, frames = latents.shape[:3]
     flat = latents.transpose(1, 2).flatten(0, 1)
     flat = torch.nn.functional.interpolate(flat, size=(height, width), mode="bicubic", antialias=True)
-    return flat.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
+    return flat.view(batch, frames, channels, height, width).transpose(1, 2)
 
 
 @contextmanager
@@ -123,9 +127,7 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
     with ExitStack() as borrowed:
         pipe = borrowed.enter_context(host.pipeline(plan.caps, stage.pipeline))
         wanted = (*stage.loras, *((stage.lora,) if stage.lora else ()))
-        borrowed.enter_context(
-            borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted])
-        )
+        borrowed.enter_context(borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted]))
         sigmas = (*stage.scheduler.skipped, *stage.sigmas)
         borrowed.enter_context(borrow.scheduler(pipe, planned(pipe.scheduler, sigmas)))
         borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
@@ -160,9 +162,7 @@ def _progress(state: State, host: Host, stage: StagePlan) -> Callable[..., dict[
 
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done = state.done + sum(stage.passes[: index + 1])
-        host.emit(
-            Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents"))
-        )
+        host.emit(Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents")))
         host.poll()
         return {}
 
@@ -198,7 +198,5 @@ def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
 def _finite(latents: torch.Tensor, where: str) -> torch.Tensor:
     """`latents`, unless they hold NaN or infinity, which would be encoded as a gray or black clip."""
     if not bool(torch.isfinite(latents).all()):
-        raise LTXError(
-            f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale"
-        )
+        raise LTXError(f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale")
     return latents

@@ -49,8 +49,7 @@ def _modes(model: Model, classes: dict[str, str]) -> list[Model]:
 def _with_sdnq(models: list[Model], repo: str) -> list[Model]:
     """The rows and their pre-quantized 4-bit twins (https://github.com/Disty0/sdnq)."""
     twins = [
-        replace(m, id=f"{m.id}-sdnq", label=f"{m.label} SDNQ-4Bit", repo=repo, quantization="sdnq-int4")
-        for m in models
+        replace(m, id=f"{m.id}-sdnq", label=f"{m.label} SDNQ-4Bit", repo=repo, quantization="sdnq-int4") for m in models
     ]
     return models + twins
 

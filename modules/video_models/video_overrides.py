@@ -33,9 +33,7 @@ def scheduler_overrides(caps: Caps) -> dict[str, Any]:
     return {"use_dynamic_shifting": False} if caps.forced_no_dynamic_shift else {}
 
 
-def call_args(
-    plan: Plan, stage: StagePlan, *, images: Sequence[Image], start: Start | None = None
-) -> dict[str, Any]:
+def call_args(plan: Plan, stage: StagePlan, *, images: Sequence[Image], start: Start | None = None) -> dict[str, Any]:
     """Keywords of one pipeline call, without embeddings, generator and callbacks.
 
     `images` are those of `plan.images`, already cropped to the stage's aspect ratio.
@@ -80,11 +78,7 @@ def _image_args(plan: Plan, stage: StagePlan, images: Sequence[Image]) -> dict[s
     if stage.pipeline in (CONDITION, CONDITION_09):
         placed = [(image, at.frame, at.strength) for image, at in zip(images, plan.images, strict=True)]
         conditions = get_conditions(plan.caps.family, placed, frames=stage.frames, crf=plan.caps.image_crf)
-        noise = (
-            {"image_cond_noise_scale": plan.image_cond_noise_scale or 0.0}
-            if stage.pipeline == CONDITION_09
-            else {}
-        )
+        noise = {"image_cond_noise_scale": plan.image_cond_noise_scale or 0.0} if stage.pipeline == CONDITION_09 else {}
         return {"conditions": conditions or None, **noise}
     if stage.pipeline == I2V:
         return {"image": images[0], "image_crf": plan.caps.image_crf}

@@ -46,9 +46,7 @@ class Settings:
         """Where LTX-Nano lives: outside the project, so that every checkout shares it."""
         if self.cache is not None:
             return self.cache
-        base = (
-            os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
-        )
+        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
         return Path(os.environ.get("LTX_CACHE") or Path(base) / "ltx-nano")
 
 
@@ -64,9 +62,7 @@ class _Resident:
 class EmbeddedHost:
     """See `modules.ltx.host.Host`. `on_event` receives every Event; `cancel()` may come from any thread."""
 
-    def __init__(
-        self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None) -> None:
         self.settings = settings or Settings()
         self._on_event = on_event
         self._job = threading.Lock()
@@ -150,16 +146,12 @@ class EmbeddedHost:
             folder = nano.ensure(source.removeprefix(NANO), self.settings.cache_folder) if is_nano else None
             where = str(folder or folders.folder_of(source) or source)
             pipe = next(iter(resident.pipes.values()))
-            self._upsamplers[key] = loading.upsampler(
-                caps, where, pipe.vae, resident.machine, offline=self._offline
-            )
+            self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine, offline=self._offline)
         return self._upsamplers[key]
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
         if lora.repo.startswith(NANO):
-            lora = replace(
-                lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder))
-            )
+            lora = replace(lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder)))
         return folders.lora_file(lora, offline=self._offline)
 
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
@@ -210,9 +202,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise RequestError(
-            f"output folder {folder}: cannot be written ({reason}); choose another with -o."
-        ) from error
+        raise RequestError(f"output folder {folder}: cannot be written ({reason}); choose another with -o.") from error
     finally:
         for made in missing:
             with suppress(OSError):

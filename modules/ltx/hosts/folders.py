@@ -29,9 +29,7 @@ def folder_of(source: str) -> Path | None:
     if source and path.is_dir():
         return path.resolve()
     if is_folder_name(source):
-        raise RequestError(
-            f"model folder {source!r} does not exist; give a folder that holds a model_index.json."
-        )
+        raise RequestError(f"model folder {source!r} does not exist; give a folder that holds a model_index.json.")
     return None
 
 
@@ -49,9 +47,7 @@ def facts_of(folder: Path) -> Facts:
     """The pipeline class and the transformer's config. Raises RequestError if it is no diffusers folder."""
     index = _json(folder / "model_index.json")
     if index is None:
-        raise RequestError(
-            f"{folder}: no readable model_index.json; give a diffusers folder or a label of `models`."
-        )
+        raise RequestError(f"{folder}: no readable model_index.json; give a diffusers folder or a label of `models`.")
     config = _json(folder / "transformer" / "config.json")
     return Facts(pipeline=str(index.get("_class_name", "")), transformer=config or {})
 
@@ -67,9 +63,7 @@ def refuse_pickles(folder: Path) -> None:
     """A component that has only pickled weights is refused: loading a pickle runs its code."""
     for part in (p for p in folder.iterdir() if p.is_dir()):
         if any(f.suffix in _PICKLES for f in part.iterdir()) and not any(part.glob("*.safetensors")):
-            raise RequestError(
-                f"{part}: its weights are pickled; only safetensors are read. Convert them first."
-            )
+            raise RequestError(f"{part}: its weights are pickled; only safetensors are read. Convert them first.")
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -104,22 +98,16 @@ def lora_file(plan: LoraPlan, *, offline: bool) -> tuple[str, dict[str, Any]]:
     path = Path(plan.repo).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise RequestError(
-                f"--lora {plan.repo}: only .safetensors files are read; pickles would run code."
-            )
+            raise RequestError(f"--lora {plan.repo}: only .safetensors files are read; pickles would run code.")
         return str(path.parent), {"weight_name": path.name}
     if not path.is_dir():
         if is_folder_name(plan.repo) or not _REPO.match(plan.repo):
-            raise RequestError(
-                f"--lora {plan.repo}: no such file or folder; give a .safetensors file or a hub repo."
-            )
+            raise RequestError(f"--lora {plan.repo}: no such file or folder; give a .safetensors file or a hub repo.")
         path = snapshot(plan.repo, [plan.file or "*.safetensors"], offline=offline)
     found = [path / plan.file] if plan.file else sorted(path.glob("*.safetensors"))
     if len(found) != 1 or not found[0].is_file():
         names = ", ".join(f.name for f in found) or "none"
-        raise RequestError(
-            f"--lora {plan.repo}: it must hold one .safetensors file, it holds: {names}. Name the file."
-        )
+        raise RequestError(f"--lora {plan.repo}: it must hold one .safetensors file, it holds: {names}. Name the file.")
     return str(found[0].parent), {"weight_name": found[0].name}
 
 

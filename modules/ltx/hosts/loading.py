@@ -134,6 +134,4 @@ def _load_errors(source: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise HostError(
-            f"{source}: the model cannot be read ({reason}); download or copy it again."
-        ) from error
+        raise HostError(f"{source}: the model cannot be read ({reason}); download or copy it again.") from error

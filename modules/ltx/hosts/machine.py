@@ -68,9 +68,7 @@ def choose_offload(asked: str | None, device: str, total: int, largest: int, fre
     """
     if asked is not None:
         if device.startswith("cpu") and asked != "none":
-            raise RequestError(
-                f"--offload {asked}: there is no other device to offload from; leave it out on a CPU."
-            )
+            raise RequestError(f"--offload {asked}: there is no other device to offload from; leave it out on a CPU.")
         return asked
     if device.startswith("cpu") or total < 0.8 * free:
         return "none"
@@ -92,7 +90,7 @@ def empty_cache(device: str) -> None:
     """Give an accelerator's cached blocks back."""
     import torch
 
-    backend = getattr(torch, device.split(":")[0], None)
+    backend = getattr(torch, device.split(":", maxsplit=1)[0], None)
     if backend is not None and hasattr(backend, "empty_cache"):
         backend.empty_cache()
 

@@ -1,0 +1,399 @@
+"""install.py: what it would run, and when it runs nothing at all. No network, no pip."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import install
+
+REPO = Path(install.__file__).resolve().parent
+PYPROJECT = """\
+[project]
+dependencies = ["torch>=2", "rich", "av>=15,<19", "absent-here ; python_version < '3'"]
+optional-dependencies.test = ["pytest"]
+"""
+
+
+@dataclass
+class Recorder:
+    """Stands where programs are started: makes a .venv with a stub pip, notes every other command."""
+
+    commands: list[list[str]] = field(default_factory=list)
+    constraints: str = ""
+    codes: dict[str, int] = field(default_factory=dict)
+    interrupt: bool = False
+
+    def __call__(self, command: Sequence[str], cwd: Path) -> int:
+        arguments = list(command)
+        self.commands.append(arguments)
+        if self.interrupt and "install" in arguments:
+            raise KeyboardInterrupt
+        if arguments[1:3] == ["-m", "venv"]:
+            make_venv(Path(arguments[-1]))
+        if "-c" in arguments:
+            self.constraints = Path(cwd, arguments[arguments.index("-c") + 1]).read_text(encoding="utf-8")
+        return next((code for word, code in self.codes.items() if word in arguments), 0)
+
+    def kinds(self) -> list[str]:
+        """The module of each command, such as venv or pip."""
+        return [command[command.index("-m") + 1] for command in self.commands]
+
+
+def make_venv(folder: Path) -> None:
+    """A real virtual environment, with a pip that only says that it is there."""
+    venv.create(folder, clear=True, symlinks=os.name != "nt", with_pip=False)
+    site = next(folder.rglob("site-packages"))
+    (site / "pip").mkdir()
+    (site / "pip/__init__.py").touch()
+    (site / "pip/__main__.py").write_text("print('stub')\n", encoding="utf-8")
+
+
+def start_nothing(command: Sequence[str], cwd: Path) -> int:
+    raise AssertionError(command)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "my project"  # a space, as in many home folders
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    (folder / "constraints.txt").write_text("rich==15.0.0\n", encoding="utf-8")
+    return folder
+
+
+def test_old_python_gets_one_sentence() -> None:
+    sentence = install.version_problem((3, 8, 18))
+    assert sentence.startswith("install.py needs Python 3.10 or newer, this is 3.8.18: ")
+    assert "\n" not in sentence
+    assert install.version_problem((3, 9, 99))
+    assert not install.version_problem((3, 10, 0))
+
+
+def test_old_python_can_read_the_file() -> None:
+    ast.parse((REPO / "install.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_standard_library_only() -> None:
+    tree = ast.parse((REPO / "install.py").read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+def test_dependencies_of_this_project() -> None:
+    runtime = [Requirement(line).name for line in install.dependencies(REPO)]
+    with_test = [Requirement(line).name for line in install.dependencies(REPO, "test")]
+    assert {"torch", "diffusers", "transformers", "av", "rich"} <= set(runtime)
+    assert with_test == [*runtime, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"]
+
+
+@pytest.mark.parametrize("content", ["not toml at all =", "[project]\n", ""])
+def test_broken_pyproject_is_one_sentence(root: Path, content: str) -> None:
+    (root / "pyproject.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(install.SetupError, match=r"pyproject\.toml in .* could not be read"):
+        install.dependencies(root)
+
+
+def test_fingerprint_depends_on_everything() -> None:
+    same = install.fingerprint(["a"], b"a==1", "3.11.7")
+    assert same == install.fingerprint(("a",), b"a==1", "3.11.7")
+    others = {
+        install.fingerprint(["a", "b"], b"a==1", "3.11.7"),
+        install.fingerprint(["a"], b"a==2", "3.11.7"),
+        install.fingerprint(["a"], b"a==1", "3.12.1"),
+    }
+    assert len(others) == 3
+    assert same not in others
+
+
+def test_stamp_is_fresh_only_for_its_content(tmp_path: Path) -> None:
+    stamp = tmp_path / ".installed-runtime"
+    assert not install.is_fresh(stamp, "abc")
+    install.write_stamp(stamp, "abc")
+    assert install.is_fresh(stamp, "abc")
+    assert not install.is_fresh(stamp, "abd")
+    assert [path.name for path in tmp_path.iterdir()] == [stamp.name]
+
+
+def test_setup_makes_everything_and_then_nothing(root: Path) -> None:
+    first = Recorder()
+    install.setup(install.Project(root, first))
+    assert first.kinds() == ["venv", "pip"]
+    assert first.commands[1][-4:] == install.dependencies(root)
+    assert first.constraints == "rich==15.0.0\n"
+
+    start = time.monotonic()
+    install.setup(install.Project(root, start_nothing))
+    assert time.monotonic() - start < 1
+
+
+def test_test_tools_have_their_own_stamp(root: Path) -> None:
+    install.setup(install.Project(root, Recorder()))
+    tools = Recorder()
+    install.setup(install.Project(root, tools), "test")
+    assert tools.kinds() == ["pip"]
+    assert tools.commands[0][-1] == "pytest"
+    install.setup(install.Project(root, start_nothing), "test")
+    install.setup(install.Project(root, start_nothing))
+
+
+def test_interrupted_pip_leaves_no_stamp(root: Path) -> None:
+    install.setup(install.Project(root, Recorder()))
+    old = (root / "constraints.txt").read_bytes()
+    (root / "constraints.txt").write_bytes(b"rich==14.0.0\n")
+    with pytest.raises(KeyboardInterrupt):
+        install.setup(install.Project(root, Recorder(interrupt=True)))
+    # Back to what was installed completely once: half of something else may be in there now.
+    (root / "constraints.txt").write_bytes(old)
+    again = Recorder()
+    install.setup(install.Project(root, again))
+    assert again.kinds() == ["pip"]
+
+
+def test_failed_pip_is_a_failure_with_no_stamp(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = install.Project(root, Recorder(codes={"pip": 1}))
+    assert install.main(["setup"], project) == install.FAILED
+    assert "pip could not install" in capsys.readouterr().err
+    assert not project.stamp("").exists()
+
+
+def break_python(project: install.Project) -> None:
+    project.python.unlink()
+
+
+def break_config(project: install.Project) -> None:
+    """Without it, .venv's python acts as the one it was made from."""
+    (project.venv / "pyvenv.cfg").unlink()
+
+
+def break_pip(project: install.Project) -> None:
+    """As after a kill while pip was being unpacked, before any stamp."""
+    next(project.venv.rglob("pip/__main__.py")).unlink()
+    project.stamp("").unlink()
+
+
+def empty_venv(project: install.Project) -> None:
+    shutil.rmtree(project.venv)
+    project.venv.mkdir()
+
+
+@pytest.mark.parametrize("damage", [break_python, break_config, break_pip, empty_venv])
+def test_half_made_venv_is_made_again(root: Path, damage: Callable[[install.Project], None]) -> None:
+    install.setup(install.Project(root, Recorder()))
+    damage(install.Project(root))
+    repair = Recorder()
+    install.setup(install.Project(root, repair))
+    assert repair.kinds() == ["venv", "pip"]
+    install.setup(install.Project(root, start_nothing))
+
+
+def test_no_ensurepip_says_what_to_install(root: Path) -> None:
+    with pytest.raises(install.SetupError, match="apt install python3-venv"):
+        install.create_venv(install.Project(root, start_nothing), needed_module="no_such_module")
+
+
+def test_venv_that_cannot_be_made(root: Path) -> None:
+    with pytest.raises(install.SetupError, match="could not be created"):
+        install.setup(install.Project(root, lambda command, cwd: 1))
+
+
+def test_demo_passes_everything_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(codes={"modules.ltx": 7})
+    project = install.Project(root, recorder)
+    assert install.main(["demo", 'a "red" ball', "--seed", "5"], project) == 7
+    assert recorder.commands[-1][2:] == [
+        *("modules.ltx", "generate", "--model", "nano", "--refine"),
+        *('--prompt=a "red" ball', "--seed=5"),
+    ]
+    hints = capsys.readouterr().out
+    assert all(word in hints for word in ("demo", "models", "plan", "serve"))
+
+
+def test_serve_passes_everything_on(root: Path) -> None:
+    recorder = Recorder()
+    assert install.main(["serve", "--port", "7861", "-h"], install.Project(root, recorder)) == 0
+    assert recorder.commands[-1][2:] == ["modules.ltx", "serve", "--port", "7861", "-h"]
+
+
+def test_every_check_runs_and_the_verdict_is_last(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(codes={"mypy": 1})
+    assert install.main(["test", "-k", "one or two"], install.Project(root, recorder)) == install.FAILED
+    assert recorder.kinds()[2:] == ["ruff", "ruff", "mypy", "pytest"]
+    assert recorder.commands[-1][3:] == ["-k", "one or two"]
+    assert capsys.readouterr().out.splitlines()[-1] == "== failed: mypy"
+
+
+def test_ctrl_c_is_not_a_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.main(["demo"], install.Project(root, Recorder(interrupt=True))) == install.CANCELLED
+    assert capsys.readouterr().err == "install.py: stopped\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["demo", "--seed", "x"], ["setup", "more"]])
+def test_bad_usage(root: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        install.main(arguments, install.Project(root, start_nothing))
+    assert caught.value.code == install.BAD_USAGE
+
+
+def test_child_exit_code_is_passed_on(tmp_path: Path) -> None:
+    assert install.run_child([sys.executable, "-c", "raise SystemExit(5)"], tmp_path) == 5
+    if os.name != "nt":
+        script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+        assert install.run_child([sys.executable, "-c", script], tmp_path) == 137
+
+
+@dataclass
+class Host(install.Distributions):
+    """A Python with a few distributions, and a pip that adds what it is given."""
+
+    installed: dict[str, str]
+    requirements: dict[str, list[str]] = field(default_factory=dict)
+    pip: list[list[str]] = field(default_factory=list)
+
+    def version(self, name: str) -> str | None:
+        return self.installed.get(install.canonical(name))
+
+    def requires(self, name: str) -> list[str]:
+        return self.requirements.get(name, [])
+
+    def start(self, command: Sequence[str], cwd: Path) -> int:
+        assert list(command[:4]) == [sys.executable, "-m", "pip", "install"]
+        assert "--no-deps" in command
+        names = list(command[command.index("constraints.txt") + 1 :])
+        assert not {Requirement(name).name for name in names} & install.PROTECTED
+        assert not {Requirement(name).name for name in names} & self.installed.keys()
+        self.pip.append(names)
+        self.installed.update({Requirement(name).name: "1.0" for name in names})
+        return 0
+
+    def run(self, root: Path) -> int:
+        return install.run_host(install.Project(root, self.start), self)
+
+
+@pytest.mark.parametrize("av", ["18.1.0", "16.0.0rc1"])
+def test_host_has_everything(root: Path, capsys: pytest.CaptureFixture[str], av: str) -> None:
+    host = Host({"torch": "2.13.0", "rich": "15.0.0", "av": av})
+    assert install.run_host(install.Project(root, start_nothing), host) == 0
+    assert capsys.readouterr().out == "LTX video: nothing to install\n"
+
+
+def test_host_gets_what_is_missing_and_what_that_needs(root: Path) -> None:
+    host = Host({"torch": "2.13.0", "av": "18.1.0"})
+    host.requirements = {
+        "rich": ["markdown-it-py (>=2.2.0)", "Torch>=2", "ipywidgets ; extra == 'jupyter'"],
+        "markdown-it-py": ["mdurl~=0.1", "rich"],
+        "torch": ["setuptools>=77"],  # what the host's own choices need is its own business too
+    }
+    assert host.run(root) == 0
+    assert host.pip == [["rich"], ["markdown-it-py>=2.2.0"], ["mdurl~=0.1"]]
+
+
+@pytest.mark.parametrize("name", sorted(install.PROTECTED))
+@pytest.mark.parametrize("direct", [True, False])
+def test_protected_is_reported_and_never_installed(
+    root: Path, capsys: pytest.CaptureFixture[str], name: str, direct: bool
+) -> None:
+    spelled = name.replace("-", "_").title()  # however it is spelled where it is asked for
+    lines = f'"{spelled}>=1", "rich"' if direct else '"rich"'
+    (root / "pyproject.toml").write_text(f"[project]\ndependencies = [{lines}]\n", encoding="utf-8")
+    host = Host({"torch": "2"} if name != "torch" else {}, {"rich": [spelled]})
+    assert (host.run(root), name in host.installed) == (install.FAILED, False)
+    assert f"{name} missing" in capsys.readouterr().out
+
+
+def test_without_torch_it_is_no_host(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.run_host(install.Project(root, start_nothing), Host({})) == install.FAILED
+    assert "install.py setup" in capsys.readouterr().out
+
+
+def test_version_out_of_range_is_left_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = Host({"torch": "2.13.0", "av": "14.0.0", "rich": "15.0.0"})
+    assert host.run(root) == 0
+    assert "av 14.0.0 is kept, although <19,>=15 is asked for" in capsys.readouterr().out
+    assert not host.pip
+
+
+def test_failed_host_pip_is_shown_and_resumed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = Host({"torch": "2.13.0", "av": "18.1.0", "rich": "15.0.0"}, {"rich": ["pygments"]})
+    assert install.run_host(install.Project(root, lambda command, cwd: 1), host) == install.FAILED
+    assert "pip could not install" in capsys.readouterr().out
+    assert install.run_host(install.Project(root, lambda command, cwd: 0), host) == install.FAILED
+    assert host.run(root) == 0
+    assert host.pip == [["pygments"]]
+
+
+def test_this_python_knows_itself() -> None:
+    here = install.Distributions()
+    assert here.version("PyTest") == importlib.metadata.version("pytest")
+    assert "pluggy" in {Requirement(line).name for line in here.requires("pytest")}
+    assert here.version("no-such-distribution") is None
+    assert here.requires("no-such-distribution") == []
+
+
+def test_host_role_as_a_host_runs_it(root: Path) -> None:
+    (root / "pyproject.toml").write_text('[project]\ndependencies = ["pytest"]\n', encoding="utf-8")
+    shutil.copy(REPO / "install.py", root)
+    environment = {**os.environ, "PYTHONPATH": str(root.parent), "PIP_NO_INDEX": "1"}
+    command = [sys.executable, "install.py"]
+    done = subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "LTX video: nothing to install\n"), done.stderr
+
+
+def pins(python: str) -> dict[str, str]:
+    """Name and exact version of each constraint that holds for one Python."""
+    found: dict[str, str] = {}
+    for line in (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker and not pin.marker.evaluate({"python_version": python}):
+            continue
+        (specifier,) = pin.specifier
+        assert specifier.operator == "=="
+        assert "+" not in specifier.version, "a local build is this machine's business"
+        assert install.canonical(pin.name) not in found
+        found[install.canonical(pin.name)] = specifier.version
+    return found
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_dependency_is_pinned_within_its_range(python: str) -> None:
+    pinned = pins(python)
+    for line in install.dependencies(REPO, "test"):
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
+            assert wanted.specifier.contains(pinned[install.canonical(wanted.name)]), line
+
+
+def test_dependencies_of_dependencies_are_pinned() -> None:
+    pinned = pins(".".join(map(str, sys.version_info[:2])))
+    waiting, seen = set(map(str, install.dependencies(REPO, "test"))), set()
+    while waiting:
+        wanted = Requirement(waiting.pop())
+        name = install.canonical(wanted.name)
+        # CUDA libraries are torch's own business: each of its builds names its own, exactly.
+        cuda = name == "triton" or name.startswith(("nvidia-", "cuda-"))
+        if cuda or name in seen or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(name)
+        assert name in pinned, wanted
+        waiting |= set(requirements_of(name, pinned[name]))
+
+
+def requirements_of(name: str, pinned: str) -> list[str]:
+    """What a distribution needs; nothing when another version than the pinned one is installed."""
+    here = install.Distributions()
+    return here.requires(name) if (here.version(name) or "").split("+")[0] == pinned else []
