@@ -265,7 +265,9 @@ def test_decoding_is_what_the_pipeline_decodes(host: EmbeddedHost, cache: Path, 
     )
     assert state.delivered_audio is not None
     with host.pipeline(plan.caps, plan.caps.pipeline) as resident:
-        chunks = decode.frames(resident, _video(state), plan.decode, generator=torch.Generator(), poll=lambda: None)
+        chunks = decode.frames(
+            resident, _video(state), plan.decode, generator=torch.Generator(), before_tile=lambda: None
+        )
         made = np.concatenate(list(chunks))
         sound = decode.sound(resident, state.delivered_audio)
     assert np.array_equal(made, (frames[0] * 255).round().astype(np.uint8))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,3 +311,30 @@ def test_classes_of_one_repo_share_every_component(host: EmbeddedHost, planned: 
     assert len(parts) == 2
     shared = set.intersection(*(set(p) for p in parts))
     assert all(parts[0][name] is parts[1][name] for name in shared)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from modules.ltx.front import settle
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+from modules.ltx.ltx_process import run
+from modules.ltx.request import Request
+
+host = EmbeddedHost(Settings(Path(sys.argv[2]), cache=Path(sys.argv[3]), device="cpu", offline=True))
+request = {"frames": sys.argv[1], "steps": 1, "seed": 1, "width": 256, "height": 256}
+run(settle(Request.parse(request), host), host)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts resident memory in kB, as Linux does")
+def test_a_long_video_is_never_held_as_float(cache: Path, tmp_path: Path) -> None:
+    """The peak of 241 frames is above that of 25 by less than the 241 frames as float alone would take."""
+    root = Path(__file__).resolve().parent.parent
+    peaks = []
+    for frames in (25, 241):
+        command = [sys.executable, "-c", PEAK, str(frames), str(tmp_path), str(cache)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) * 1024)
+    assert peaks[1] - peaks[0] < 0.8 * 241 * 256 * 256 * 3 * 4

@@ -74,8 +74,11 @@ def models(args: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    from modules.ltx.cli_show import models_table
+    from modules.ltx.cli_show import models_markdown, models_table
 
+    if args.markdown:
+        print(models_markdown(rows))
+        return
     console = Console()
     console.print(models_table(rows, console.width))
 
@@ -164,7 +167,13 @@ def serve(args: argparse.Namespace) -> None:
     """The web app, until Ctrl-C."""
     from modules.ltx.serve import serve as run_app
 
-    run_app(_host(args), address=args.host, port=args.port)
+    run_app(
+        lambda on_event: _host(args, on_event=on_event),
+        address=args.host,
+        port=args.port,
+        prepare=_quiet_libraries,
+        as_json=args.json,
+    )
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def build_parser() -> Parser:
     plan = commands.add_parser("plan", help="show what would be made, without loading anything")
     generate = commands.add_parser("generate", help="make a video")
     serve = commands.add_parser("serve", help="open the web app on this machine")
+    models.add_argument("--markdown", action="store_true", help="print the README's table")
     for sub in (models, plan, generate, serve):
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
     for sub in (plan, generate):

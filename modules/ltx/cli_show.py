@@ -50,11 +50,31 @@ def models_table(rows: Sequence[Caps], width: int) -> Table:
     return table
 
 
+def models_markdown(rows: Sequence[Caps]) -> str:
+    """The README's table: a line a repo, generated so that it cannot go stale."""
+    head = "| variants (labels) | weights | takes | sound | stages | steps, cfg |\n|---|---|---|---|---|---|"
+    by_repo: dict[tuple[str, str], list[Caps]] = {}
+    for caps in rows:
+        by_repo.setdefault((caps.source, caps.transformer), []).append(caps)
+    lines = [_markdown_row(group) for group in by_repo.values()]
+    return "\n".join([head, *lines])
+
+
+def _markdown_row(group: Sequence[Caps]) -> str:
+    first = group[0]
+    labels = "<br>".join(caps.label for caps in group)
+    inputs = ", ".join(dict.fromkeys(takes(caps) for caps in group))
+    stages = "1 or 2" if first.supports_two_stage_refine else "1"
+    weights = "built here" if first.source.startswith("nano:") else f"`{first.source}`"
+    sound = "yes" if first.supports_audio else "no"
+    return f"| {labels} | {weights} | {inputs} | {sound} | {stages} | {first.default_steps}, {first.default_cfg:g} |"
+
+
 def takes(caps: Caps) -> str:
     """What goes in: text alone, text and a first image, or text and images at any frame."""
-    if caps.is_i2v:
-        return "image"
-    return "images" if caps.supports_multi_condition else "text"
+    if caps.supports_multi_condition:
+        return "images"
+    return "image" if caps.is_i2v else "text"
 
 
 def plan_text(plan: Plan, console: Console) -> None:

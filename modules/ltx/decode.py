@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+CHUNK = 8  # frames turned to bytes at a time: the conversion needs several copies of them as float
+
+
 def tiles(latents: int, plan: DecodePlan, ratio: int) -> list[tuple[int, int]]:
     """Latent ranges [start, end) of the tiles of a clip of `latents` latent frames."""
+    if 2 * plan.overlap_frames > plan.tile_frames:
+        raise ValueError(f"tiles of {plan.tile_frames} frames cannot share {plan.overlap_frames}, more than half")
     size = plan.tile_frames // ratio + 1
     stride = (plan.tile_frames - plan.overlap_frames) // ratio
     ranges = [(0, min(size, latents))]
@@ -45,21 +50,23 @@ def decode_tiles(
     for number, (start, end) in enumerate(ranges):
         pixels = decode(latents[:, :, start:end])
         if tail is not None:
-            pixels = _crossfade(tail, pixels[:, :, 1:])
+            seen = tail.shape[2]
+            yield _crossfade(tail, pixels[:, :, 1 : seen + 1])
+            pixels = pixels[:, :, seen + 1 :]
         if number == len(ranges) - 1:
             yield pixels
             return
         shared = ratio * (end - 1 - ranges[number + 1][0])
         yield pixels[:, :, :-shared]
         tail = pixels[:, :, -shared:].clone()  # a view would keep the whole tile alive
+        del pixels  # not beside the next tile
 
 
 def _crossfade(tail: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """`pixels` whose first frames fade in over `tail`, the same frames as the tile before saw them."""
+    """The frames of `pixels` fading in over `tail`, the same frames as the tile before saw them."""
     shared = tail.shape[2]
     weight = torch.arange(1, shared + 1, device=pixels.device, dtype=pixels.dtype) / (shared + 1)
-    blended = torch.lerp(tail, pixels[:, :, :shared], weight.view(1, 1, -1, 1, 1))
-    return torch.cat([blended, pixels[:, :, shared:]], dim=2)
+    return torch.lerp(tail, pixels, weight.view(1, 1, -1, 1, 1))
 
 
 def frames(
@@ -68,7 +75,7 @@ def frames(
     plan: DecodePlan,
     *,
     generator: torch.Generator,
-    poll: Callable[[], None],
+    before_tile: Callable[[], None],
 ) -> Iterator[NDArray[np.uint8]]:
     """The clip as chunks (n, height, width, 3) of uint8 RGB. `latents` as the VAE takes them, batch 1."""
     vae = pipe.vae
@@ -77,14 +84,15 @@ def frames(
     temb = None if timestep is None else timestep.to(device, vae.dtype)
 
     def decode(tile: torch.Tensor) -> torch.Tensor:
-        poll()
+        before_tile()
         # Borrowed a tile at a time: a generator that is dropped half-way gives nothing back by itself.
         with torch.no_grad(), borrow.tiling(vae, plan):
             pixels: torch.Tensor = vae.decode(tile.to(device, vae.dtype), temb, return_dict=False)[0]
         return pixels.float()
 
     for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
-        yield to_uint8(pixels)
+        for first in range(0, pixels.shape[2], CHUNK):
+            yield to_uint8(pixels[:, :, first : first + CHUNK])
 
 
 def _noised(

@@ -47,7 +47,7 @@ class Host(Protocol):
         """Run the base pass (stage 1). The host may add what it adds to every generation."""
 
     def free(self, phase: str) -> None:
-        """Give memory back at the boundary behind `phase`."""
+        """Give memory back at the boundary behind `phase`; "tile" comes often and should be cheap."""
 
     def poll(self) -> None:
         """Called at least once a forward: raises Cancelled after a cancel, waits while paused."""

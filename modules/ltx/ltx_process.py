@@ -78,12 +78,17 @@ def write(state: State, host: Host, path: Path, encoding: Encoding) -> State:
         host.emit(Event("decode", count, plan.frames, state.done, plan.evaluations))
         host.poll()
 
+    def before_tile() -> None:
+        host.poll()
+        host.free("tile")
+
     host.emit(Event("decode", 0, plan.frames, state.done, plan.evaluations))
     last = plan.stages[-1].pipeline or plan.caps.pipeline
     with borrow.folder(path.parent), host.pipeline(plan.caps, last) as pipe:
         sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
-        frames = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=generator, poll=host.poll)
+        latents_in = _for_vae(pipe, state)
+        frames = decode.frames(pipe, latents_in, plan.decode, generator=generator, before_tile=before_tile)
         digests = (
             _digest(latents),
             None if state.delivered_audio is None else _digest(state.delivered_audio),

@@ -76,9 +76,9 @@ class DecodePlan:
 
     timestep: float | None = None
     noise_scale: float | None = None
-    tile_frames: int = 64  # upstream's TilingConfig default: 64 frames, 24 shared with the next tile
-    overlap_frames: int = 24
-    tile_size: int = 512  # and 512 pixels, 64 shared
+    tile_frames: int = 48  # upstream tiles 64 frames and shares 24, diffusers 16 and 8
+    overlap_frames: int = 16
+    tile_size: int = 512  # pixels, 64 shared: upstream's and diffusers' default
     overlap_size: int = 64
 
 

@@ -158,9 +158,9 @@ class EmbeddedHost:
         return pipe(**args)
 
     def free(self, phase: str) -> None:
-        gc.collect()
-        if self._resident is not None and self._resident.machine.device != "cpu":
-            machine.empty_cache(self._resident.machine.device)
+        if phase != "tile":
+            gc.collect()
+        machine.empty_cache("cpu" if self._resident is None else self._resident.machine.device)
 
     def cancel(self) -> None:
         """Stop the running job at its next poll."""
