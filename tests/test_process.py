@@ -273,7 +273,7 @@ def test_whatever_is_raised_wherever_all_is_given_back(
 
 
 def test_out_of_memory_names_its_phase(tripping: Tripping, planned: Planned) -> None:
-    tripping.arm(3, torch.OutOfMemoryError("CUDA out of memory"))
+    tripping.arm(4, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory, match="out of memory in sample") as caught:
         run(planned("nano-2.3-distilled-t2v"), tripping)
     assert (caught.value.phase, caught.value.exit_code) == ("sample", 4)

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from modules.ltx.ltx_capabilities import Caps
@@ -125,14 +118,11 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[evals]}"),
+            *(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()),
+            *(TextColumn("{task.fields[evals]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[left]}")),
         )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, *times, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._progress.add_task("starting", total=None, evals="")
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task = self._progress.add_task("starting", total=None, evals="", left="")
         self._phase = ""
 
     def __enter__(self) -> Bar:
@@ -147,7 +137,8 @@ class Bar:
         if event.phase != self._phase:
             self._phase = event.phase
             self._progress.reset(self._task, total=event.of or None, description=PHASES[event.phase])
+        left = "left in this phase" if event.of else ""
         evals = f"evaluation {event.evaluations} of {event.planned}" if event.planned else ""
-        self._progress.update(self._task, completed=event.step, total=event.of or None, evals=evals)
+        self._progress.update(self._task, completed=event.step, total=event.of or None, evals=evals, left=left)
         if event.message and event.phase != "load":
             self._progress.console.print(f"- {event.message}", markup=False)

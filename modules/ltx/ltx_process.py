@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,20 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
         plan = plan.with_seed(seed)
         target = path or host.output_path(plan.caps, seed)
         state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
-        for phase, stage in stages.ordered(plan):
+        finish: stages.Stage = partial(write, path=target, encoding=encoding or Encoding())
+        job: list[tuple[str, stages.Stage]] = [("load", load), *stages.ordered(plan), ("decode", finish)]
+        for phase, stage in job:
             with _phase(phase) as clock:
                 state = stage(state, host)
                 host.free(phase)
             state = replace(state, timings=(*state.timings, Timing(phase, clock())))
-        with _phase("decode") as clock:
-            state = write(state, host, target, encoding or Encoding())
-            host.free("decode")
-        return replace(state, timings=(*state.timings, Timing("decode", clock())))
+        return state
+
+
+def load(state: State, host: Host) -> State:
+    """The model made resident, so that its time and its failures have a phase of their own."""
+    with host.pipeline(state.plan.caps, state.plan.caps.pipeline):
+        return state
 
 
 @contextmanager
@@ -68,7 +74,7 @@ def _too_big(phase: str) -> str:
     return f"out of memory in {phase}; make the video smaller or shorter, or try --offload sequential"
 
 
-def write(state: State, host: Host, path: Path, encoding: Encoding) -> State:
+def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
     """Decode and encode, a tile at a time, into `path`."""
     plan, latents = state.plan, state.video_latents
     if latents is None:
