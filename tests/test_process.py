@@ -18,6 +18,7 @@ from modules.ltx.errors import Cancelled, OutOfMemory, RequestError
 from modules.ltx.front import request_of_file, settle
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.ltx_process import run
+from modules.ltx.media import Encoding
 from modules.ltx.media_in import read_metadata
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
@@ -198,6 +199,15 @@ def test_events_count_what_is_done(cache: Path, planned: Planned, tmp_path: Path
     assert counts == sorted(counts)
     assert counts[-1] == seen[-1].planned == 5
     assert all(0 <= event.step <= event.of for event in seen if event.of)
+
+
+def test_a_taken_name_is_noticed_before_anything_is_computed(cache: Path, planned: Planned, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=seen.append)
+    (tmp_path / "a-frames").mkdir()
+    with pytest.raises(RequestError, match="a-frames is already there"):
+        run(planned("nano"), host, path=tmp_path / "a.mp4", encoding=Encoding(png_frames=True))
+    assert seen == []
 
 
 class Tripping(EmbeddedHost):

@@ -21,6 +21,7 @@ from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, write_video
+from modules.ltx.media_files import Outputs
 from modules.ltx.media_in import file_digest, load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import Event, Media, State, Timing
@@ -37,9 +38,11 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
     with host.lock():
         seed = random_seed() if plan.seed is None else plan.seed
         plan = plan.with_seed(seed)
-        target = path or host.output_path(plan.caps, seed)
+        target, encoding = path or host.output_path(plan.caps, seed), encoding or Encoding()
+        # Looks whether the names are free: better known now than when the frames are there.
+        Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail)
         state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
-        finish: stages.Stage = partial(write, path=target, encoding=encoding or Encoding())
+        finish: stages.Stage = partial(write, path=target, encoding=encoding)
         job: list[tuple[str, stages.Stage]] = [("load", load), *stages.ordered(plan), ("decode", finish)]
         for phase, stage in job:
             with _phase(phase) as clock:

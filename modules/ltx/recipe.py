@@ -84,6 +84,12 @@ def sizes(request: Request, caps: Caps) -> Sizes:
 def _upsampled(width: int, height: int, ratio: float, grid: int) -> Sizes:
     base = get_bucket(width, grid), get_bucket(height, grid)
     got = get_bucket(round(base[0] * ratio), grid), get_bucket(round(base[1] * ratio), grid)
+    if got == base:
+        least = 1 + grid / min(base)
+        raise RequestError(
+            f"--upsample {ratio:g} of {base[0]}x{base[1]} is {got[0]}x{got[1]} again, since sides are multiples of"
+            f" {grid}; give {least:.3g} or more, or leave it out."
+        )
     passes = math.ceil(math.log2(ratio) - 1e-9)
     notes = _size_notes((width, height), base, grid)
     notes.append(f"upsample {ratio:g}: {base[0]}x{base[1]} is the base, {got[0]}x{got[1]} the result")
