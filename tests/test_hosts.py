@@ -49,6 +49,25 @@ def test_the_careful_stg_block_of_a_smaller_model_is_refused_not_ignored(planned
         planned(str(folder))
 
 
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_a_0_9_folder_is_decoded_as_its_vae_wants(
+    host: EmbeddedHost, cache: Path, planned: Planned, tmp_path: Path, conditioned: bool
+) -> None:
+    """0.9.0 and 0.9.1 have one class and one config of the transformer; their VAEs differ."""
+    copy = Path(shutil.copytree(nano.ensure("0.9", cache), tmp_path / "m"))
+    config = json.loads((copy / "vae" / "config.json").read_text())
+    assert config["timestep_conditioning"] is True
+    if conditioned:
+        plan = planned(str(copy))
+        assert (plan.decode.timestep, plan.decode.noise_scale) == (0.05, 0.025)
+        assert run(plan, host).media is not None
+        return
+    (copy / "vae" / "config.json").write_text(json.dumps(config | {"timestep_conditioning": False}))
+    assert planned(str(copy)).decode.timestep is None
+    with pytest.raises(RequestError, match="does not have it"):
+        planned(str(copy), decode_timestep=0.1)
+
+
 def test_a_variant_needs_a_folder_or_repo(planned: Planned) -> None:
     with pytest.raises(RequestError, match="no such folder or repo"):
         planned("no-such-thing", variant="nano-2.3-dev-t2v")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from modules.ltx.capability_rows import IDENTITY, Caps, Guidance, row_of
+from modules.ltx.capability_rows import IDENTITY, Caps, Guidance, parents, row_of
 from modules.ltx.errors import RequestError
 from modules.video_models.ltx_models import (
     CONDITION,
@@ -42,10 +42,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model folder says about itself (model_index.json and the transformer's config.json)."""
+    """What a model folder says about itself: model_index.json, the transformer's and the VAE's config.json."""
 
     pipeline: str
     transformer: Mapping[str, object] = field(default_factory=dict)
+    vae: Mapping[str, object] = field(default_factory=dict)
 
 
 Probe = Callable[[str], Facts | None]
@@ -105,11 +106,22 @@ def caps_from_facts(source: str, facts: Facts) -> tuple[Caps, tuple[str, ...]]:
     blocks = facts.transformer.get("num_layers")
     row = row_of(model)
     row = replace(row, num_blocks=blocks) if isinstance(blocks, int) else row
+    row = with_vae(row, facts.vae)
     note = (
         f"{source}: taken as {row.generation} {mode}, {found}; a folder does not say whether it is distilled,"
         " so it is run as Dev unless --variant names the variant"
     )
     return row, (note,)
+
+
+def with_vae(row: Caps, vae: Mapping[str, object]) -> Caps:
+    """A 0.9 row with what the VAE's own config says: whether it decodes from a noise level it is told."""
+    conditioned = vae.get("timestep_conditioning")
+    if row.family != "0.9" or not isinstance(conditioned, bool):
+        return row
+    level = parents()["0.9.1-dev"]  # the first with such a VAE
+    timestep, noise = (level.decode_timestep, level.decode_noise_scale) if conditioned else (0.0, 0.0)
+    return replace(row, supports_decode_timestep=conditioned, decode_timestep=timestep, decode_noise_scale=noise)
 
 
 def as_variant(row: Caps, source: str) -> Caps:

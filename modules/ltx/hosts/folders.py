@@ -44,12 +44,12 @@ def probe(source: str, *, offline: bool) -> Facts | None:
 
 
 def facts_of(folder: Path) -> Facts:
-    """The pipeline class and the transformer's config. Raises RequestError if it is no diffusers folder."""
+    """The pipeline class and the configs that tell variants apart. Raises RequestError if it is no diffusers folder."""
     index = _json(folder / "model_index.json")
     if index is None:
         raise RequestError(f"{folder}: no readable model_index.json; give a diffusers folder or a label of `models`.")
-    config = _json(folder / "transformer" / "config.json")
-    return Facts(pipeline=str(index.get("_class_name", "")), transformer=config or {})
+    transformer, vae = (_json(folder / part / "config.json") or {} for part in ("transformer", "vae"))
+    return Facts(pipeline=str(index.get("_class_name", "")), transformer=transformer, vae=vae)
 
 
 def weight_bytes(folder: Path) -> dict[str, int]:
