@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,6 +229,16 @@ def test_events_count_what_is_done(cache: Path, planned: Planned, tmp_path: Path
     assert counts == sorted(counts)
     assert counts[-1] == seen[-1].planned == 5
     assert all(0 <= event.step <= event.of for event in seen if event.of)
+
+
+def test_what_a_killed_run_left_is_cleared_after_a_day(host: EmbeddedHost, planned: Planned, tmp_path: Path) -> None:
+    old, young = tmp_path / f".a.{'0' * 12}.part.mp4", tmp_path / f".a.{'1' * 12}.part.mp4"
+    for left in (old, young):
+        left.touch()
+    os.utime(old, (0, 0))
+    run(planned("nano"), host, path=tmp_path / "b.mp4")
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_a_taken_name_is_noticed_before_anything_is_computed(cache: Path, planned: Planned, tmp_path: Path) -> None:

@@ -62,7 +62,6 @@ class Caps:
     supports_two_stage_refine: bool = False
     supports_upsample: bool = False
     use_cross_timestep: bool = False
-    packed_latents: bool = False  # `output_type="latent"` returns tokens (LTXPipeline, LTXImageToVideoPipeline)
     latents_normalized: bool = False  # what travels between stages is normalised (0.9) or not (2.x)
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
 
@@ -181,7 +180,6 @@ def parents() -> Mapping[str, Caps]:
     dev090 = Caps(
         family="0.9",
         generation="0.9.0",
-        packed_latents=True,
         latents_normalized=True,
         forced_no_dynamic_shift=True,
         default_cfg=3.0,
@@ -209,7 +207,6 @@ def parents() -> Mapping[str, Caps]:
     dev095 = replace(
         dev091,
         generation="0.9.5",
-        packed_latents=False,
         supports_image_cond_noise_scale=True,
         image_cond_noise_scale=0.15,  # diffusers' default for LTXConditionPipeline
         schedule="linear-quadratic",
@@ -319,7 +316,6 @@ def row_of(model: Model) -> Caps:
         transformer=model.transformer,
         vae_dtype=model.vae_dtype,
         stage2_pipeline=CONDITION_09 if nine else stage2_2x,
-        packed_latents=nine and not condition09,
         supports_image_cond_noise_scale=condition09,
         image_cond_noise_scale=parent.image_cond_noise_scale if condition09 else 0.0,
         schedule="linear" if nine and not condition09 else parent.schedule,

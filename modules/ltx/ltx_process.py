@@ -21,11 +21,13 @@ from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, write_video
-from modules.ltx.media_files import Outputs
+from modules.ltx.media_files import Outputs, sweep_partials
 from modules.ltx.media_in import file_digest, load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import Event, Media, State, Timing
 from modules.ltx.version import VERSION
+
+STALE = 24 * 3600.0  # seconds after which a partial file of ours belongs to a process that was killed
 
 
 def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding | None = None) -> State:
@@ -93,7 +95,8 @@ def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
 
     host.emit(Event("decode", 0, plan.frames, state.done, plan.evaluations))
     last = plan.stages[-1].pipeline or plan.caps.pipeline
-    with borrow.folder(path.parent), host.pipeline(plan.caps, last) as pipe:
+    with borrow.folder(path.parent) as folder, host.pipeline(plan.caps, last) as pipe:
+        sweep_partials(folder, STALE)
         sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
         latents_in = _for_vae(pipe, state)

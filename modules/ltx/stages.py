@@ -28,12 +28,16 @@ Stage = Callable[[State, Host], State]
 
 def ordered(plan: Plan) -> list[tuple[str, Stage]]:
     """The job as (phase, stage), in the order it runs. Decoding, which writes files, is `ltx_process`'s."""
-    made: Mapping[str, Callable[..., State]] = {"stage1": sample, "upsample": upsample, "stage2": refine}
-    names = {"stage1": "sample", "upsample": "upsample", "stage2": "refine"}
-    return [
-        ("encode", encode),
-        *((names[stage.name], partial(made[stage.name], stage=stage)) for stage in plan.stages),
-    ]
+    phases: Mapping[str, tuple[str, Callable[..., State]]] = {
+        "stage1": ("sample", sample),
+        "upsample": ("upsample", upsample),
+        "stage2": ("refine", refine),
+    }
+    job: list[tuple[str, Stage]] = [("encode", encode)]
+    for stage in plan.stages:
+        phase, call = phases[stage.name]
+        job.append((phase, partial(call, stage=stage)))
+    return job
 
 
 def encode(state: State, host: Host) -> State:
@@ -177,7 +181,7 @@ def _cropped(state: State, stage: StagePlan) -> list[Any]:
 def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
     """The state with a sampling stage's latents, unpacked, in float32, on the CPU."""
     caps, video = state.plan.caps, output[0]
-    if video.ndim == 3:  # tokens: only the row's base class returns them (caps.packed_latents)
+    if video.ndim == 3:  # LTXPipeline and LTXImageToVideoPipeline return tokens
         size = (
             (stage.frames - 1) // caps.frame_ratio + 1,
             stage.height // caps.grid,

@@ -6,7 +6,7 @@ is wanted, STG on a block that 2.0 does not use, and 121 frames of sound for a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +94,3 @@ def _start_args(caps: Caps, stage: StagePlan, start: Start) -> dict[str, Any]:
     if start.audio is not None and caps.supports_audio:
         args["audio_latents"] = start.audio
     return args
-
-
-def from_pretrained_args(caps: Caps, dtype: Any, offline: bool) -> Mapping[str, Any]:
-    """Keywords of `from_pretrained`: safetensors only, and no network where none is wanted."""
-    return {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": offline}
