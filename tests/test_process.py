@@ -153,6 +153,15 @@ def test_calls_of_a_two_stage_run(
     assert calls == {"transformer": transformer, "text_encoder": text}
 
 
+def test_embeddings_keep_no_graph_and_wait_on_the_cpu(host: EmbeddedHost, planned: Planned) -> None:
+    embeds = run(planned("nano-2.3-dev-t2v"), host).embeds
+    assert embeds is not None
+    for tensor in (embeds.prompt, embeds.negative):
+        assert tensor is not None
+        assert not tensor.requires_grad
+        assert tensor.device.type == "cpu"
+
+
 def test_without_sound_there_is_no_sound_stream(host: EmbeddedHost, planned: Planned) -> None:
     assert streams(media_of(planned("nano-2.3-distilled-t2v", audio=False), host).path)["audio"] == []
 

@@ -46,6 +46,7 @@ def encode(state: State, host: Host) -> State:
     with (
         host.pipeline(plan.caps, plan.caps.pipeline) as pipe,
         borrow.forward_hook(pipe.text_encoder, host.poll),
+        torch.no_grad(),  # only a pipeline's __call__ brings its own
     ):
         host.emit(Event("encode", 0, 1, planned=plan.evaluations))
         encoded = pipe.encode_prompt(
