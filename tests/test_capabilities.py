@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modules.ltx.errors import RequestError
-from modules.ltx.ltx_capabilities import CONSERVATIVE, Caps, Facts, all_caps, caps_for, effective
+from modules.ltx.ltx_capabilities import CONSERVATIVE, Caps, Facts, all_caps, as_variant, caps_for, effective
 
 T2V, I2V, CONDITION = "LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"
 CLASSES = {"T2V": T2V, "I2V": I2V, "Condition": CONDITION}
@@ -159,6 +159,13 @@ def test_an_unknown_mirror_gets_the_careful_row_of_its_class(pipeline: str) -> N
 def test_a_folder_of_another_engine_is_refused() -> None:
     with pytest.raises(RequestError, match="WanPipeline.*LTX classes are"):
         caps_for("/m", probe=lambda _: Facts("WanPipeline"))
+
+
+def test_a_named_variant_keeps_its_own_transformer() -> None:
+    """2.5's Dev and Distilled share a repo: naming the repo with --variant must not swap their weights."""
+    dev = row("2.5-dev-t2v")
+    assert as_variant(dev, dev.source) == dev
+    assert as_variant(dev, "/copy").transformer == "transformer_full"
 
 
 def test_effective_gives_the_reasons() -> None:

@@ -26,6 +26,7 @@ from modules.ltx.ltx_util import seed_for
 from modules.ltx.media_in import load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import State
+from tests.guidance_kit import UNGUIDED as IDENTITY
 
 Planned = Callable[..., Plan]
 PROMPT = "a red ball moving right"
@@ -47,17 +48,6 @@ FOUR_WAY = {
     "audio_modality_scale": 3.0,
     "audio_guidance_rescale": 0.7,
     "spatio_temporal_guidance_blocks": [4],
-}
-IDENTITY = {
-    "guidance_scale": 1.0,
-    "stg_scale": 0.0,
-    "modality_scale": 1.0,
-    "guidance_rescale": 0.0,
-    "audio_guidance_scale": 1.0,
-    "audio_stg_scale": 0.0,
-    "audio_modality_scale": 1.0,
-    "audio_guidance_rescale": 0.0,
-    "spatio_temporal_guidance_blocks": None,
 }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from modules.ltx.borrow import check_writable
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.front import mode_of, resolve, settle
 from modules.ltx.hosts import folders, loading, machine, nano
-from modules.ltx.hosts.embedded import EmbeddedHost, Settings, check_writable, slug
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings, slug
 from modules.ltx.ltx_capabilities import caps_for
 from modules.ltx.ltx_process import run
 from modules.ltx.plan import LoraPlan, Plan

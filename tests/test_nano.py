@@ -13,6 +13,7 @@ import pytest
 
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.hosts import nano, nano_parts, nano_text
+from tests.guidance_kit import UNGUIDED
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 64, "height": 64}
@@ -21,18 +22,6 @@ VIDEO_2 = ("2.0-dev", "2.0-distilled", "2.3-dev", "2.3-distilled")
 DEV_2 = ("2.0-dev", "2.3-dev")
 CLASSES_2 = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
 CLASSES_09 = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
-# The defaults of these arguments run four forward passes a step and STG on block 28, which is not there.
-UNGUIDED = {
-    "guidance_scale": 1.0,
-    "stg_scale": 0.0,
-    "modality_scale": 1.0,
-    "guidance_rescale": 0.0,
-    "audio_guidance_scale": 1.0,
-    "audio_stg_scale": 0.0,
-    "audio_modality_scale": 1.0,
-    "audio_guidance_rescale": 0.0,
-    "spatio_temporal_guidance_blocks": None,
-}
 
 Load = Callable[..., Any]
 

@@ -102,15 +102,15 @@ def generate(args: argparse.Namespace) -> None:
     """Make the video; its path is the last line of stdout."""
     from rich.console import Console
 
+    from modules.ltx.borrow import check_writable
     from modules.ltx.cli_show import Bar, plan_text, timings_text
     from modules.ltx.front import settle
-    from modules.ltx.hosts.embedded import check_writable
 
     console = Console(stderr=True)
     bar = Bar(console)
     host = _host(args, on_event=bar.show)
     settled = settle(request_of(args), host)
-    path = _target(args.output)
+    path, encoding = _target(args.output), _encoding(args)
     check_writable(path.parent if path else host.settings.outputs)
     if console.is_terminal:
         plan_text(settled, console)
@@ -118,7 +118,7 @@ def generate(args: argparse.Namespace) -> None:
         from modules.ltx.ltx_process import run  # torch and diffusers: seconds
 
         _quiet_libraries()
-        state = run(settled, host, path=path, encoding=_encoding(args))
+        state = run(settled, host, path=path, encoding=encoding)
     if state.media is None:
         raise LTXError("the run ended without a file")
     if console.is_terminal:

@@ -6,8 +6,9 @@ in a `finally`, so that interrupts and out-of-memory leave everything as it was.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,36 @@ def folder(path: Path) -> Iterator[Path]:
 
     Raises RequestError if it cannot be made.
     """
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as undo:
+        undo.callback(_remove_empty, [p for p in (path, *path.parents) if not p.exists()])
+        with _unwritable(path):
+            path.mkdir(parents=True, exist_ok=True)
         yield path
-    except BaseException as error:
-        for made in missing:
-            with suppress(OSError):  # not empty: somebody else's by now
-                made.rmdir()
-        if isinstance(error, OSError):
-            raise RequestError(f"folder {path}: cannot be written ({error.strerror}); choose another.") from error
-        raise
+        undo.pop_all()
+
+
+def check_writable(path: Path) -> None:
+    """Raise RequestError if nothing can be written to the folder `path`; if it is not there, it is left so."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    with folder(path), _unwritable(path), tempfile.TemporaryFile(dir=path):
+        pass
+    _remove_empty(missing)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for made in folders:
+        with suppress(OSError):  # not empty: somebody else's by now
+            made.rmdir()
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    """Around work on the folder alone: an OSError of what is done inside it means something else."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"output folder {path}: cannot be written ({reason}); choose another with -o.") from error
 
 
 _TILING = (

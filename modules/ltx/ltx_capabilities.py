@@ -126,7 +126,7 @@ def with_vae(row: Caps, vae: Mapping[str, object]) -> Caps:
 
 def as_variant(row: Caps, source: str) -> Caps:
     """`row` with its weights read from another folder or repo (a local copy of a known variant)."""
-    return replace(row, source=source, transformer="transformer" if row.source == source else row.transformer)
+    return replace(row, source=source)
 
 
 def _base_of(facts: Facts) -> str | None:

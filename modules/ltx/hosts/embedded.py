@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modules.ltx.errors import Cancelled, RequestError
+from modules.ltx.borrow import check_writable
+from modules.ltx.errors import Cancelled
 from modules.ltx.hosts import folders, machine, nano
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
@@ -126,12 +126,16 @@ class EmbeddedHost:
         return self._resident
 
     def _folder(self, caps: Caps) -> Path:
-        """The model's folder on this machine: LTX-Nano built, a folder as given, a hub repo downloaded."""
-        if caps.source.startswith(NANO):
-            return nano.ensure(caps.source.removeprefix(NANO), self.settings.cache_folder)
+        """The model's folder on this machine; a hub repo is downloaded."""
         from modules.ltx.hosts import loading
 
-        return folders.folder_of(caps.source) or loading.download(caps, offline=self._offline)
+        return self._local(caps.source) or loading.download(caps, offline=self._offline)
+
+    def _local(self, source: str) -> Path | None:
+        """The folder of a source that needs no hub: LTX-Nano built, a folder as given."""
+        if source.startswith(NANO):
+            return nano.ensure(source.removeprefix(NANO), self.settings.cache_folder)
+        return folders.folder_of(source)
 
     def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
         return self._lent(lambda: self._upsampler(caps, source))
@@ -142,16 +146,14 @@ class EmbeddedHost:
         if key not in self._upsamplers:
             from modules.ltx.hosts import loading
 
-            is_nano = source.startswith(NANO)
-            folder = nano.ensure(source.removeprefix(NANO), self.settings.cache_folder) if is_nano else None
-            where = str(folder or folders.folder_of(source) or source)
+            where = str(self._local(source) or source)
             pipe = next(iter(resident.pipes.values()))
             self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine, offline=self._offline)
         return self._upsamplers[key]
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
         if lora.repo.startswith(NANO):
-            lora = replace(lora, repo=str(nano.ensure(lora.repo.removeprefix(NANO), self.settings.cache_folder)))
+            lora = replace(lora, repo=str(self._local(lora.repo)))
         return folders.lora_file(lora, offline=self._offline)
 
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
@@ -191,19 +193,3 @@ def slug(caps: Caps) -> str:
     """A file-name part for a variant: letters, digits, dots and dashes of its id, or just the generation."""
     known = all(c.isalnum() or c in ".-" for c in caps.id) and 0 < len(caps.id) <= 48
     return caps.id if known else f"ltx-{caps.generation}"
-
-
-def check_writable(folder: Path) -> None:
-    """Raise RequestError if nothing can be written to `folder`; it is not there yet, it is left so."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError(f"output folder {folder}: cannot be written ({reason}); choose another with -o.") from error
-    finally:
-        for made in missing:
-            with suppress(OSError):
-                made.rmdir()
