@@ -36,7 +36,7 @@ SIZE = {
     "num_frames": 9,
     "frame_rate": 24.0,
     "prompt": PROMPT,
-    "max_sequence_length": 128,
+    "max_sequence_length": 64,
 }
 FOUR_WAY = {
     "guidance_scale": 3.0,

@@ -47,7 +47,7 @@ def run_2(pipe: Any, **changes: Any) -> Any:
     import torch
 
     asked: dict[str, Any] = {**SIZE, **UNGUIDED, "num_frames": 17, "frame_rate": FPS}
-    asked.update(prompt="a red ball moving right", max_sequence_length=128)
+    asked.update(prompt="a red ball moving right", max_sequence_length=64)
     asked.update(num_inference_steps=2, output_type="latent")
     return pipe(**{**asked, "generator": torch.Generator().manual_seed(7), **changes})
 
@@ -56,7 +56,7 @@ def run_09(pipe: Any, **changes: Any) -> Any:
     import torch
 
     asked: dict[str, Any] = {**SIZE, "num_frames": 9, "num_inference_steps": 2, "output_type": "pt"}
-    asked.update(prompt="a red ball moving right", max_sequence_length=128, decode_timestep=0.05)
+    asked.update(prompt="a red ball moving right", max_sequence_length=64, decode_timestep=0.05)
     return pipe(**{**asked, "generator": torch.Generator().manual_seed(7), **changes}).frames
 
 
@@ -113,7 +113,9 @@ def test_2_makes_picture_and_sound(load: Load, name: str, kind: str) -> None:
     assert pipe.vocoder.config.output_sampling_rate == 16000
     assert made.audio.shape[:2] == (1, 2)
     assert_alive(made.audio, -1.0, 1.0)
-    assert made.audio.shape[-1] / 16000 == pytest.approx(17 / FPS, rel=0.05)
+    # Sound comes in whole latents, 0.04 s of it on 2.0 and 0.2 s on 2.3: as many as come nearest to the clip.
+    latent = 0.04 if name.startswith("2.0") else 0.2
+    assert made.audio.shape[-1] / 16000 == pytest.approx(17 / FPS, abs=latent / 2 + 0.03)
 
 
 @pytest.mark.parametrize("kind", CLASSES_09)
@@ -224,7 +226,7 @@ def test_upsamplers_load_from_their_subfolder_and_differ(cache: Path) -> None:
     assert not first_weights("2.0-upsampler").equal(first_weights("2.3-upsampler"))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("0.9", "LTXPipeline"), ("2.3-dev", "LTX2Pipeline")])
+@pytest.mark.parametrize(("name", "kind"), [("0.9", "LTXPipeline"), ("2.0-dev", "LTX2Pipeline")])
 def test_vae_statistics_are_not_neutral_and_encoding_is_quiet(load: Load, name: str, kind: str) -> None:
     import torch
 
@@ -257,7 +259,7 @@ def test_builds_are_identical_small_and_leave_the_generator_alone(cache: Path, t
         first, second = nano.ensure(name, cache), nano.ensure(name, tmp_path)
         assert first.name == second.name
         assert hashes(first) == hashes(second)
-        assert sum(path.stat().st_size for path in first.rglob("*") if path.is_file()) < 30e6
+        assert sum(path.stat().st_size for path in first.rglob("*") if path.is_file()) < 40e6
     assert torch.random.get_rng_state().equal(state)
     assert len(list(tmp_path.iterdir())) == len(nano.NAMES), "a build left something behind"
 

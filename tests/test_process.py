@@ -225,7 +225,7 @@ def test_a_changed_image_is_noticed(host: EmbeddedHost, planned: Planned, pictur
 
 def test_a_long_prompt_is_cut_with_a_note(host: EmbeddedHost, planned: Planned) -> None:
     state = run(planned("nano-2.3-distilled-t2v", prompt="red ball " * 12_000), host)
-    assert any("the first 128 are read" in note for note in state.notes)
+    assert any("the first 64 are read" in note for note in state.notes)
 
 
 def test_events_count_what_is_done(cache: Path, planned: Planned, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from modules.video_models.ltx_models import CONDITION, CONDITION_09, T2V, Model
+from modules.video_models.ltx_models import CONDITION, CONDITION_09, RANDOM, T2V, Model
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Caps:
     text_encoder_gb: float = 24.0
 
     unavailable: tuple[str, ...] = ()  # why this machine cannot run it; filled in by `effective`
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its weights are random: an LTX-Nano that shows noise."""
+        return self.source.startswith(RANDOM)
 
     @property
     def is_i2v(self) -> bool:
@@ -292,7 +297,7 @@ _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
         "default_negative": "",
         "num_blocks": NANO_BLOCKS,
         # A multiple of the connectors' registers; the forward at 1024 costs three times as much on a CPU.
-        "max_sequence_length": 128,
+        "max_sequence_length": 64,
         "transformer_gb": 0.01,
         "text_encoder_gb": 0.01,
     }

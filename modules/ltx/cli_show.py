@@ -58,7 +58,8 @@ def _markdown_row(group: Sequence[Caps]) -> str:
     labels = "<br>".join(caps.label for caps in group)
     inputs = ", ".join(dict.fromkeys(takes(caps) for caps in group))
     stages = "1 or 2" if first.supports_two_stage_refine else "1"
-    weights = "built here" if first.source.startswith("nano:") else f"`{first.source}`"
+    nano = "random, built here" if first.is_random else "trained, in this project"
+    weights = nano if first.source.startswith("nano:") else f"`{first.source}`"
     sound = "yes" if first.supports_audio else "no"
     return f"| {labels} | {weights} | {inputs} | {sound} | {stages} | {first.default_steps}, {first.default_cfg:g} |"
 

@@ -139,5 +139,8 @@ def _nano() -> list[Model]:
 
 MODELS: tuple[Model, ...] = (*_ltx25(), *_ltx2(), *_ltx09(), *_nano())
 
+# Sources whose transformers have random weights: every LTX-Nano so far. They show noise.
+RANDOM = ("nano:",)
+
 # What `--model nano` means: the embedded default, by what the request brings along.
 NANO_DEFAULT = {mode: f"nano-2.3-distilled-{mode.lower()}" for mode in _THREE}

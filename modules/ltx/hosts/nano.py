@@ -1,9 +1,9 @@
 """LTX-Nano: models of the real diffusers and transformers classes, small enough to build in seconds.
 
 Knows which tiny models exist and keeps each as an ordinary folder in a cache the caller names. Such a
-folder loads with `from_pretrained` like any downloaded one, runs on a CPU, and shows noise: the weights
-are random, but the same on every build. Does not know the shapes (nano_parts), the text side (nano_text),
-real models, or when to use which.
+folder loads with `from_pretrained` like any downloaded one and runs on a CPU. The VAEs and the vocoder of 2.3
+are trained (docs/nano.md); everything else is random, the same on every build, and shows noise.
+Does not know the shapes (nano_parts), the text side (nano_text), real models, or when to use which.
 
 Listing names imports neither torch nor diffusers; neither does `ensure` when the folder is there.
 """
@@ -75,7 +75,10 @@ def _fingerprint(name: str) -> str:
     parts = nano_parts.spec(generation, rest)
     parts["latent_upsampler"] = nano_parts.upsampler(generation)
     described = {key: dataclasses.asdict(part) for key, part in parts.items()}
-    facts = [_VERSION, name, described, nano_text.WORDS, nano_text.MAX_TOKENS, _LORA_RANK, _LORA_LAYERS]
+    files = {part.trained for part in parts.values()} | ({"lora"} if rest == "lora" else set())
+    shipped = sorted(files & set(nano_parts.TRAINED)) if generation == "2.3" else []
+    digests = [nano_parts.digest(file) for file in shipped]
+    facts = [_VERSION, name, described, nano_text.WORDS, nano_text.MAX_TOKENS, _LORA_RANK, _LORA_LAYERS, digests]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -144,7 +147,9 @@ def _write_lora(generation: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
-    save_file(_lora_weights(generation), folder / LORA_FILE, metadata={"format": "pt"})
+    known = generation == "2.3" and "lora" in nano_parts.TRAINED
+    weights = nano_parts.trained("lora") if known else _lora_weights(generation)
+    save_file(weights, folder / LORA_FILE, metadata={"format": "pt"})
 
 
 def _lora_weights(generation: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The parts of LTX-Nano models: which diffusers class, which configuration, which random weights.
+"""The parts of LTX-Nano models: which diffusers class, which configuration, which weights.
 
 Knows the shapes. Every config keeps what makes a generation a generation (which switches are on, how
 often the VAE halves, how the vocoder is wired, as in diffusers' own conversion scripts) and shrinks only
-widths and depths. Does not know folders, caches or names of models, and nothing here is trained.
+widths and depths. Parts in TRAINED come from files beside this one (how they are made: the nano package);
+all others are random. Does not know folders, caches or names of models.
 
 torch and diffusers are imported inside the functions: importing this costs nothing.
 """
@@ -10,26 +11,34 @@ torch and diffusers are imported inside the functions: importing this costs noth
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from modules.ltx.hosts import nano_text
+from modules.ltx.hosts import nano_random, nano_text
 
 Config = dict[str, Any]
+
+# Trained weights, a file a part. How they were made is in the nano package, what they can do in docs/nano.md.
+WEIGHTS = Path(__file__).with_name("nano_weights")
+TRAINED = ("vae", "audio_vae", "vocoder", "text_encoder")  # the files there are; all other parts are random
 
 LATENT_CHANNELS = 32
 HEADS = 4
 WIDTH = HEADS * 40  # of the video stream
 AUDIO_WIDTH = HEADS * 16  # of the audio stream
 BLOCKS = 6
-REGISTERS = 128  # as the real connectors: a text length must be a multiple of it
+REGISTERS = 64  # as the real connectors: a text length must be a multiple of it
 
 SAMPLE_RATE = 16000
 MEL_BINS = 16
-MEL_HOP = 160  # samples per mel frame, as the real audio VAE
+MEL_HOP = 160  # samples per mel frame, as the real audio VAE; 2.3 has 800, see nano/sound.py
+# What 2.3 states instead of its 800: pipelines ask for duration * rate / hop / 4 latents, of which a causal
+# decoder makes 4 L - 3 frames. At 800 a clip of 25 frames would fall silent 0.19 s early; with 740 the 6 and 11
+# latents of 25 and 49 frames reach their ends.
+NOMINAL_HOP = 740
 AUDIO_LATENT_CHANNELS = 4
 # The pipeline packs latent channels x latent mel bins (mel / 4) into one token; the audio VAE keeps its
 # statistics per `base_channels`, so the three numbers have to agree.
@@ -38,11 +47,15 @@ AUDIO_TOKEN = AUDIO_LATENT_CHANNELS * MEL_BINS // 4
 
 @dataclass(frozen=True)
 class Part:
-    """One component: `kind` picks the class, `seed` names the random stream of its weights."""
+    """One component: `kind` picks the class, `seed` names the random stream of its weights.
+
+    `trained` names the file of its trained weights in WEIGHTS instead; empty: random ones.
+    """
 
     kind: str
     seed: str
     config: Config
+    trained: str = ""
 
 
 def spec(generation: str, variant: str = "") -> dict[str, Part]:
@@ -56,14 +69,16 @@ def spec(generation: str, variant: str = "") -> dict[str, Part]:
     newer = generation == "2.3"
     parts = {
         "vae": ("AutoencoderKLLTX2Video", _vae_23() if newer else _vae_20()),
-        "audio_vae": ("AutoencoderKLLTX2Audio", _audio_vae()),
+        "audio_vae": ("AutoencoderKLLTX2Audio", _audio_vae(newer)),
         "vocoder": ("LTX2VocoderWithBWE", _vocoder_23()) if newer else ("LTX2Vocoder", _vocoder_20()),
         "connectors": ("LTX2TextConnectors", _connectors_23() if newer else _connectors_20()),
         "text_encoder": ("Gemma3ForConditionalGeneration", nano_text.gemma_config()),
     }
-    shared.update({name: Part(kind, f"{generation}/{name}", cfg) for name, (kind, cfg) in parts.items()})
+    for name, (kind, config) in parts.items():
+        shared[name] = Part(kind, f"{generation}/{name}", config, _file(generation, name))
     seed = f"{generation}/transformer/{variant}"
-    shared["transformer"] = Part("LTX2VideoTransformer3DModel", seed, _transformer_2(newer))
+    trained = _file(generation, f"transformer-{'distilled' if variant == 'distilled' else 'dev'}")
+    shared["transformer"] = Part("LTX2VideoTransformer3DModel", seed, _transformer_2(newer), trained)
     return shared
 
 
@@ -82,7 +97,13 @@ def upsampler(generation: str) -> Part:
         return Part("LTXLatentUpsamplerModel", seed, config)
     # 2.0 ships the rational resampler, 2.3 the plain pixel shuffle.
     rational = {"rational_spatial_scale": 2.0, "use_rational_resampler": generation == "2.0"}
-    return Part("LTX2LatentUpsamplerModel", seed, {**config, **rational})
+    trained = _file(generation, "latent_upsampler")
+    return Part("LTX2LatentUpsamplerModel", seed, {**config, **rational}, trained)
+
+
+def _file(generation: str, name: str) -> str:
+    """The name of a part's trained weights, empty where there are none."""
+    return name if generation == "2.3" and name in TRAINED else ""
 
 
 def _scheduler() -> Config:
@@ -143,7 +164,7 @@ def _vae_20() -> Config:
 
 def _vae_23() -> Config:
     decoder: Config = {
-        "decoder_block_out_channels": [16, 32, 32, 64],
+        "decoder_block_out_channels": [24, 48, 48, 96],
         "decoder_layers_per_block": [1] * 5,
         "decoder_spatio_temporal_scaling": [True] * 4,
         "decoder_inject_noise": [False] * 5,
@@ -155,7 +176,7 @@ def _vae_23() -> Config:
     return {**_vae_shared("LTX2Video", False), **decoder, "block_out_channels": [16, 32, 64, 64]}
 
 
-def _audio_vae() -> Config:
+def _audio_vae(newer: bool) -> Config:
     return {
         "base_channels": AUDIO_TOKEN,
         "output_channels": 2,
@@ -169,7 +190,7 @@ def _audio_vae() -> Config:
         "causality_axis": "height",
         "mid_block_add_attention": False,
         "sample_rate": SAMPLE_RATE,
-        "mel_hop_length": MEL_HOP,
+        "mel_hop_length": NOMINAL_HOP if newer else MEL_HOP,
         "is_causal": True,
         "mel_bins": MEL_BINS,
         "double_z": True,
@@ -199,13 +220,15 @@ def _vocoder_20() -> Config:
 def _vocoder_23() -> Config:
     """A vocoder at 8 kHz and a bandwidth extension to 16 kHz (the real one: 16 kHz to 48 kHz).
 
-    Two stages, 5*4*4 samples each: per mel frame in the first, per STFT hop (40 samples) in the second.
+    The first makes 400 samples per mel frame, the second 80 per STFT hop (40 samples).
     """
-    first = _generator([5, 4, 4], [11, 8, 8])
+    first = {**_generator([5, 5, 4, 4], [11, 11, 8, 8]), "hidden_channels": 128}
+    # Filtering around every activation makes a CPU eight times slower and nothing here needs it.
+    plain = {"antialias": False, "bwe_antialias": False}
     second = _generator([5, 4, 4], [11, 8, 8], prefix="bwe_")
     stft = {"filter_length": 128, "window_length": 128, "hop_length": 40, "num_mel_channels": MEL_BINS}
     rates = {"input_sampling_rate": SAMPLE_RATE // 2, "output_sampling_rate": SAMPLE_RATE}
-    return {**first, **second, **stft, **rates}
+    return {**first, **second, **plain, **stft, **rates}
 
 
 def _connectors_20() -> Config:
@@ -266,7 +289,7 @@ def _transformer_2(newer: bool) -> Config:
         "audio_attention_head_dim": AUDIO_WIDTH // HEADS,
         "audio_cross_attention_dim": AUDIO_WIDTH,
         "audio_sampling_rate": SAMPLE_RATE,
-        "audio_hop_length": MEL_HOP,
+        "audio_hop_length": NOMINAL_HOP if newer else MEL_HOP,
         "num_layers": BLOCKS,
         "caption_channels": nano_text.GEMMA_HIDDEN,
         "rope_type": "split",
@@ -285,8 +308,26 @@ def build(part: Part) -> Any:
 
     with seeded(part.seed), torch.no_grad():
         model = _construct(part)
-        _tune(model, part.kind)
+        if part.trained:
+            model.load_state_dict(trained(part.trained))
+        else:
+            nano_random.tune(model, part.kind)
     return model.eval() if isinstance(model, torch.nn.Module) else model  # a scheduler is no module
+
+
+def trained(name: str) -> dict[str, Any]:
+    """The trained weights of a part, in float32 as random ones are.
+
+    Raises OSError (FileNotFoundError too) when the file is missing, as in a copy without its large files.
+    """
+    from safetensors.torch import load_file
+
+    return {key: value.float() for key, value in load_file(WEIGHTS / f"{name}.safetensors").items()}
+
+
+def digest(name: str) -> str:
+    """Changes with the trained weights, so that a folder built from others is not taken for this one."""
+    return hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -317,83 +358,3 @@ def component_class(kind: str) -> Any:
         if hasattr(home, kind):
             return getattr(home, kind)
     raise AttributeError(f"diffusers has no class {kind}")
-
-
-def _tune(model: Any, kind: str) -> None:
-    """Give random weights the few properties a trained model has and tests rely on.
-
-    The factors were chosen by looking at the results: latents and encodings with a deviation near 1, and
-    prompts, guidance and conditions that change them by more than rounding.
-    """
-    if kind.startswith("AutoencoderKL"):
-        _set_statistics(model)
-        _settle_posterior(model)
-    elif kind.endswith("Transformer3DModel"):
-        _open_gates(model)
-    elif kind == "LTX2TextConnectors":
-        for connector in (model.video_connector, model.audio_connector):
-            # Below the norm's epsilon: else 120 registers outshout a prompt of six words.
-            connector.learnable_registers.mul_(1e-4)
-    elif kind.endswith("LatentUpsamplerModel"):
-        model.final_conv.weight.mul_(3.0)
-    elif kind == "LTX2Vocoder":
-        _voice(model, last=3.0)
-    elif kind == "LTX2VocoderWithBWE":
-        _set_stft(model.mel_stft)
-        _voice(model.vocoder, last=0.1)
-        _voice(model.bwe_generator, last=0.02)
-
-
-def _set_statistics(vae: Any) -> None:
-    """Means in -0.3..0.3, deviations in 0.8..1.2, so that a forgotten normalisation shows in any channel."""
-    import torch
-
-    index = torch.arange(vae.latents_mean.numel())
-    vae.latents_mean.copy_((index % 7 - 3) * 0.1)
-    vae.latents_std.copy_(0.8 + (index * 5 % 11) * 0.04)
-
-
-def _settle_posterior(vae: Any) -> None:
-    """Encode to a deviation near 1 with almost no sampling noise; random weights do the opposite.
-
-    The video VAEs share one log-variance channel (the last), the audio VAE has one per latent channel.
-    """
-    out = vae.encoder.conv_out.conv
-    first = vae.config.latent_channels
-    out.weight[:first].mul_(4.0)
-    out.weight[first:].zero_()
-    out.bias[first:].fill_(-12.0)
-
-
-def _open_gates(transformer: Any) -> None:
-    """Let self attention, text and feed-forward count as much as the attention between sound and picture.
-
-    The classes start the first kind of modulation near zero (to be learned) and the second kind at 1.
-    """
-    for block in transformer.transformer_blocks:
-        for name, table in block.named_parameters(recurse=False):
-            table.mul_(0.3 if "a2v" in name or "prompt" in name else 5.0)
-
-
-def _voice(vocoder: Any, last: float) -> None:
-    """Let the mels drive the wave. By default each layer shrinks its input to half and adds a bias, so that
-    after ten layers every sound would be the same hum; `last` keeps the wave within -1..1."""
-    for name, parameter in vocoder.named_parameters():
-        if name.endswith(".bias"):
-            parameter.zero_()
-        elif name.endswith(".weight"):
-            parameter.mul_(last if name.startswith("conv_out") else 2.0)
-
-
-def _set_stft(stft: Any) -> None:
-    """The class leaves its bases zero for a checkpoint to fill: a Hann windowed DFT and triangular mels."""
-    import torch
-
-    basis = stft.stft_fn.forward_basis
-    length, bins = basis.shape[-1], basis.shape[0] // 2
-    angle = torch.outer(torch.arange(bins), torch.arange(length)) * (2 * math.pi / length)
-    window = torch.hann_window(length)
-    basis.copy_((torch.cat([angle.cos(), -angle.sin()]) * window)[:, None])
-    centers = torch.linspace(0, bins - 1, stft.mel_basis.shape[0] + 2)
-    distance = (torch.arange(bins)[None] - centers[1:-1, None]).abs()
-    stft.mel_basis.copy_((1 - distance / (centers[1] - centers[0])).clamp(min=0))

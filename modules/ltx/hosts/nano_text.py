@@ -23,7 +23,7 @@ WORDS = (
 
 # The length prompts are padded to. Real folders say 1024 (Gemma) and 128 (T5); 128 is the shortest that
 # still divides by the connectors' 128 registers.
-MAX_TOKENS = 128
+MAX_TOKENS = 64
 
 # "▁" (U+2581) stands for a space in both families' vocabularies.
 _SPACE = "▁"

@@ -1,0 +1,224 @@
+"""`python -m nano.evaluate`: makes clips of LTX-Nano and says how often they show what was asked.
+
+Runs the project's own plans and stages, from a prompt to pixels and sound; only the file is left out. Half
+of the scenes are of combinations that were never trained. Prints a table and, as its last line, JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nano import judge, prompts, world
+
+MEASURES = ("outline", "edge", "flatness", "flicker", "area_drift", "colour_drift", "jerk")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to make a clip: a model and its options. `given` names the pictures it gets."""
+
+    name: str
+    model: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+    enlarge: bool = False  # bicubic to twice the size before it is judged
+
+
+_SMALL = {"width": 128, "height": 128}
+_TWO = {"width": 256, "height": 256, "refine": True}
+MODES: tuple[Mode, ...] = (
+    Mode("dev, one stage", "nano-2.3-dev-t2v", _SMALL),
+    Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 1.0}),
+    Mode("dev, one stage, cfg 3", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 3.0}),
+    Mode("dev, two stages", "nano-2.3-dev-t2v", _TWO),
+    Mode("distilled, one stage", "nano-2.3-distilled-t2v", _SMALL),
+    Mode("distilled, one stage, bicubic", "nano-2.3-distilled-t2v", _SMALL, enlarge=True),
+    Mode("distilled, two stages", "nano-2.3-distilled-t2v", _TWO),
+    Mode("i2v, two stages", "nano-2.3-distilled-i2v", _TWO, given=("first",)),
+    Mode("condition, two stages", "nano-2.3-distilled-condition", _TWO, given=("first", "last")),
+)
+
+
+def scenes(count: int, *, seed: int = 5) -> list[world.Scene]:
+    """`count` scenes, alternating between trained and held-out combinations."""
+    rng = np.random.default_rng(seed)
+    return [world.draw_scene(rng, held_out=index % 2 == 1) for index in range(count)]
+
+
+class Maker:
+    """Holds one host, so that models stay loaded between clips."""
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+
+        self.folder = folder
+        self.host = EmbeddedHost(Settings(folder, cache=cache, device="cpu", offline=True))
+
+    def make(self, mode: Mode, scene: world.Scene, seed: int) -> tuple[Any, Any, int, float]:
+        """Frames (frames, height, width, 3), the wave (2, samples), its rate, and the seconds it took."""
+        import torch
+
+        from modules.ltx import decode, stages
+        from modules.ltx.front import settle
+        from modules.ltx.ltx_process import _for_vae
+        from modules.ltx.media_in import load_image
+        from modules.ltx.request import Request
+        from modules.ltx.state import State
+
+        asked: dict[str, object] = {"model": mode.model, "prompt": prompts.plain(scene), "frames": 25, "seed": seed}
+        asked.update(mode.options)
+        if mode.given:
+            asked["images"] = [self._picture(scene, which) for which in mode.given]
+        plan = settle(Request.parse(asked), self.host)
+        began = time.perf_counter()
+        state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
+        with torch.no_grad():
+            for _, stage in stages.ordered(plan):
+                state = stage(state, self.host)
+            with self.host.pipeline(plan.caps, plan.stages[-1].pipeline or plan.caps.pipeline) as pipe:
+                assert state.delivered_audio is not None
+                heard = decode.sound(pipe, state.delivered_audio)
+                generator = torch.Generator("cpu").manual_seed(seed)
+                chunks = decode.frames(
+                    pipe, _for_vae(pipe, state), plan.decode, generator=generator, before_tile=lambda: None
+                )
+                frames = np.concatenate([np.asarray(chunk) for chunk in chunks])
+        if mode.enlarge:
+            frames = enlarged(frames)
+        return frames, heard.waveform, heard.rate, time.perf_counter() - began
+
+    def _picture(self, scene: world.Scene, which: str) -> dict[str, object]:
+        from PIL import Image
+
+        clip = (world.render(scene, 25, width=256, height=256) * 255).round().astype(np.uint8)
+        path = self.folder / f"{which}-{os.getpid()}.png"
+        Image.fromarray(clip[0 if which == "first" else -1]).save(path)
+        return {"path": str(path), "frame": 0 if which == "first" else -1}
+
+
+def enlarged(frames: Any) -> Any:
+    """Twice as wide and high, by bicubic interpolation."""
+    from PIL import Image
+
+    big = [
+        Image.fromarray(frame).resize((frame.shape[1] * 2, frame.shape[0] * 2), Image.Resampling.BICUBIC)
+        for frame in frames
+    ]
+    return np.stack([np.asarray(frame) for frame in big])
+
+
+def assess(mode: Mode, scene: world.Scene, made: tuple[Any, Any, int, float]) -> dict[str, Any]:
+    """One row of results."""
+    frames, wave, rate, seconds = made
+    seen, x = judge.look_and_place(frames)
+    heard = judge.listen(wave, rate, x)
+    right = judge.verdict(seen, scene)
+    row: dict[str, Any] = {
+        "held_out": scene.combination in world.HELD_OUT,
+        **right,
+        "all": all(right.values()),
+        "pitch": heard.pitch == ("silent" if scene.silent else scene.shape),
+        "pan_error": heard.pan_error,
+        "seconds": seconds,
+        **{name: asdict(seen)[name] for name in MEASURES},
+    }
+    for which in mode.given:
+        true = world.render(scene, 25, width=frames.shape[2], height=frames.shape[1])[0 if which == "first" else -1]
+        row[f"psnr_{which}"] = psnr(frames[0 if which == "first" else -1] / 255, true)
+    return row
+
+
+def psnr(made: Any, true: Any) -> float:
+    """Decibels, for values 0..1."""
+    return float(-10 * math.log10(max(float(np.square(made - true).mean()), 1e-10)))
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares of what is right, over seen and held-out combinations apart, and mean measures."""
+    told: dict[str, Any] = {}
+    for name, part in (("seen", False), ("held_out", True)):
+        chosen = [row for row in rows if row["held_out"] == part]
+        keys = (*world.ATTRIBUTES, "all", "pitch")
+        told[name] = {"clips": len(chosen), **{key: _mean(row[key] for row in chosen) for key in keys}}
+    for key in (*MEASURES, "pan_error", "seconds", "psnr_first", "psnr_last"):
+        values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
+        if values:
+            told[key] = _mean(values)
+    return told
+
+
+def _mean(values: Any) -> float:
+    return round(float(np.mean(list(values) or [0.0])), 5)
+
+
+def share(names: Sequence[str], count: int, rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of this worker, by mode."""
+    import torch
+
+    torch.set_num_threads(1 if workers > 1 else torch.get_num_threads())
+    every = list(enumerate(scenes(count)))[rank::workers]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        maker = Maker(Path(folder))
+        for mode in (mode for mode in MODES if mode.name in names):
+            rows[mode.name] = []
+            for index, scene in every:
+                rows[mode.name].append(assess(mode, scene, maker.make(mode, scene, seed=index)))
+            print(f"{mode.name}: {len(rows[mode.name])} clips by worker {rank}", file=sys.stderr, flush=True)
+    return rows
+
+
+def table(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown: a row a mode; shares in per cent, seen then held-out."""
+    heads = ("mode", *world.ATTRIBUTES, "all", "pitch", "outline", "edge px", "flatness", "jerk", "s/clip")
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + " --- |" * len(heads)
+    for name, row in told.items():
+        cells = [name]
+        for key in (*world.ATTRIBUTES, "all", "pitch"):
+            cells.append(f"{100 * row['seen'][key]:.0f} / {100 * row['held_out'][key]:.0f}")
+        cells += [f"{row['outline']:.3f}", f"{row['edge']:.2f}", f"{row['flatness']:.4f}", f"{row['jerk']:.5f}"]
+        yield "| " + " | ".join([*cells, f"{row['seconds']:.1f}"]) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m nano.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=200, help="scenes for each mode, half of them held out (200)")
+    parser.add_argument("--modes", nargs="*", metavar="NAME", help=f"some of: {'; '.join(mode.name for mode in MODES)}")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the clips (1)")
+    asked = parser.parse_args(argv)
+    names = asked.modes or [mode.name for mode in MODES]
+    unknown = set(names) - {mode.name for mode in MODES}
+    if unknown or asked.clips < 2 or asked.workers < 1:
+        parser.error(f"unknown modes: {', '.join(sorted(unknown))}" if unknown else "at least 2 clips and 1 worker")
+    jobs = [(names, asked.clips, rank, asked.workers) for rank in range(asked.workers)]
+    if asked.workers == 1:
+        shares = [share(*jobs[0])]
+    else:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
+            shares = list(pool.map(share, *zip(*jobs, strict=True)))
+    told = {name: summary([row for part in shares for row in part[name]]) for name in names}
+    print("\n".join(table(told)))
+    print(json.dumps({"clips": asked.clips, "modes": told}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Scenes as normalised latents, encoded once and drawn from by every training that comes after the VAEs.
+
+A pool is a folder of safetensors, one per worker, and belongs to the VAEs that made it. Scene k of every
+pool is the same scene, so that pools of two sizes are pairs. Knows nothing of what is trained on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nano import prompts, sound, world
+
+LATENTS = {25: 6, 49: 11}  # of sound, by frames: round(frames / 24 * 16000 / 740 / 4)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The size of the clips in a pool."""
+
+    width: int
+    height: int
+    frames: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows, columns."""
+        return (self.frames - 1) // 8 + 1, self.height // 32, self.width // 32
+
+
+def scene(index: int) -> world.Scene:
+    """Scene `index` of every pool, never a held-out one."""
+    return world.draw_scene(np.random.default_rng([77, index]))
+
+
+def clip(what: world.Scene, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Pixels (3, frames, height, width) in -1..1 and mel (2, mel frames, 16)."""
+    pixels = world.render(what, kind.frames, width=kind.width, height=kind.height)
+    samples = (4 * LATENTS[kind.frames] - 3) * sound.HOP
+    heard = sound.mel(sound.wave(what, samples, frames=kind.frames))
+    return torch.from_numpy(pixels.transpose(3, 0, 1, 2) * 2 - 1).contiguous(), torch.from_numpy(heard)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(batch, channels, frames, rows, columns) to (batch, tokens, channels), as the pipelines do."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def pack_sound(latents: Tensor) -> Tensor:
+    """(batch, channels, length, bins) to (batch, length, channels x bins)."""
+    return latents.transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def encode(vae: Any, audio_vae: Any, clips: Tensor, mels: Tensor) -> dict[str, Tensor]:
+    """Normalised, packed: `video`, `last` (the last frame as a picture of its own) and `sound`."""
+
+    def normal(pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, torch.bfloat16):  # twice as fast
+            latents = vae.encode(pixels.to(memory_format=torch.channels_last_3d)).latent_dist.mode().float()
+        return pack((latents - vae.latents_mean.view(1, -1, 1, 1, 1)) / vae.latents_std.view(1, -1, 1, 1, 1))
+
+    heard = pack_sound(audio_vae.encode(mels).latent_dist.mode())
+    heard = (heard - audio_vae.latents_mean) / audio_vae.latents_std
+    return {"video": normal(clips), "last": normal(clips[:, :, -1:]), "sound": heard}
+
+
+def make(folder: Path, kind: Kind, count: int, vae: Any, audio_vae: Any, *, rank: int = 0, workers: int = 1) -> None:
+    """This worker's share of the pool, unless it is there."""
+    from safetensors.torch import save_file
+
+    file = folder / kind.name / f"{count}-{rank}-{workers}.safetensors"
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parts: list[dict[str, Tensor]] = []
+    indices = list(range(rank, count, workers))
+    for start in range(0, len(indices), 8):
+        drawn = [clip(scene(index), kind) for index in indices[start : start + 8]]
+        parts.append(encode(vae, audio_vae, *(torch.stack(column) for column in zip(*drawn, strict=True))))
+    columns = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+    new = file.with_suffix(".new")
+    save_file({**columns, "index": torch.tensor(indices)}, new)
+    new.replace(file)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Everything encoded for one size; `video`, `last`, `sound` by row, and the scene of each row."""
+
+    kind: Kind
+    columns: dict[str, Tensor]
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], list[str]]:
+        """`count` rows and a prompt for each, worded by chance."""
+        rows = rng.integers(0, len(self.columns["index"]), count)
+        said = [prompts.varied(scene(int(self.columns["index"][row])), rng) for row in rows]
+        return {name: column[rows] for name, column in self.columns.items()}, said
+
+
+def read(folder: Path, kind: Kind) -> Pool:
+    from safetensors.torch import load_file
+
+    files = sorted((folder / kind.name).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"No latents of {kind.name} in {folder}: run `python -m nano.train pool` first.")
+    shares = [load_file(file) for file in files]
+    columns = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
+    order = columns["index"].argsort()
+    return Pool(kind, {name: column[order] for name, column in columns.items()})
+
+
+def described(what: world.Scene) -> str:
+    """A scene as JSON, for reports."""
+    return json.dumps(dataclasses.asdict(what), default=float)

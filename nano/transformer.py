@@ -1,0 +1,254 @@
+"""Trains the Dev transformer and the text connectors by flow matching, on pools of latents.
+
+x_sigma = (1 - sigma) x0 + sigma noise, and the model learns the velocity noise - x0 for picture and sound
+at one common sigma. A batch is one of: text only; first frame given; first and last, or only the last,
+given as pictures. Given tokens have timestep 0, as in diffusers' image and condition pipelines. Text is
+dropped at times, so that guidance has something to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from modules.ltx.hosts import nano_parts, nano_text
+from nano import pool
+from nano.pool import Kind, Pool
+
+SMALL = Kind(128, 128, 25)
+LARGE = Kind(256, 256, 25)
+KINDS = {  # clips in the pool, and how often a batch is of it
+    SMALL: (5000, 0.64),
+    Kind(128, 128, 49): (400, 0.10),
+    Kind(192, 128, 25): (200, 0.03),
+    Kind(128, 192, 25): (200, 0.03),
+    LARGE: (700, 0.17),
+    Kind(256, 256, 49): (40, 0.03),
+}
+_TOKENS_PER_BATCH = 64 * 28
+_DROP_TEXT = 0.12
+_ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
+_SOUND_WEIGHT = 0.4
+_SHIFT = 0.95  # the mean of LTX-2's time shift at its smallest token count
+
+
+def new_text_encoder() -> Any:
+    """The frozen encoder: random weights, which tell words apart as well as any; once shipped, those."""
+    part = nano_parts.spec("2.3")["text_encoder"]
+    there = (nano_parts.WEIGHTS / f"{part.trained}.safetensors").exists()
+    return nano_parts.build(part if there else replace(part, trained=""))
+
+
+class Text:
+    """Prompts to what the connectors take, with the frozen encoder. Short prompts are encoded short and
+    padded afterwards: the encoder sees no padding, so the result is the same."""
+
+    def __init__(self) -> None:
+        self.tokenizer = nano_text.gemma_tokenizer()
+        self.encoder = new_text_encoder()
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(batch, 128, hidden x layers) and the mask (batch, 128)."""
+        tokens = self.tokenizer(
+            [prompt.strip() for prompt in prompts],
+            padding="longest",
+            truncation=True,
+            max_length=nano_text.MAX_TOKENS,
+            return_tensors="pt",
+        )
+        states = self.encoder.model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        ).hidden_states
+        stacked = torch.stack(states, dim=-1).flatten(2, 3)
+        missing = nano_text.MAX_TOKENS - stacked.shape[1]
+        padded = torch.nn.functional.pad(stacked, (0, 0, missing, 0))
+        return padded, torch.nn.functional.pad(tokens.attention_mask, (missing, 0))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes, and what it should answer. `free` marks tokens that are to be made."""
+
+    video: Tensor
+    sound: Tensor
+    sigma: Tensor  # (batch,)
+    free: Tensor  # (batch, tokens): 1 to be made, 0 given
+    grid: tuple[int, int, int]
+    keyframes: int = 0  # tokens of a last picture, appended
+
+    def forward(self, transformer: Any, text: Mapping[str, Tensor], *, isolate: bool = False) -> tuple[Tensor, Tensor]:
+        """Velocities of picture and sound."""
+        frames, rows, columns = self.grid
+        time = self.sigma * 1000
+        coords = transformer.rope.prepare_video_coords(len(time), frames, rows, columns, self.video.device, fps=24.0)
+        if self.keyframes:
+            coords = torch.cat([coords, keyframe_coords(frames, rows, columns).expand(len(time), -1, -1, -1)], dim=2)
+        every = bool(self.free.all())
+        answer: tuple[Tensor, Tensor] = transformer(
+            hidden_states=self.video,
+            audio_hidden_states=self.sound,
+            timestep=time[:, None] if every else time[:, None] * self.free,
+            audio_timestep=time[:, None],
+            sigma=time,
+            num_frames=frames,
+            height=rows,
+            width=columns,
+            fps=24.0,
+            audio_num_frames=self.sound.shape[1],
+            video_coords=coords,
+            isolate_modalities=isolate,
+            use_cross_timestep=True,
+            return_dict=False,
+            **text,
+        )
+        return answer
+
+
+def keyframe_coords(frames: int, rows: int, columns: int) -> Tensor:
+    """(1, 3, rows x columns, 2): where LTX2ConditionPipeline puts a picture for the last latent frame."""
+    y, x = torch.meshgrid(torch.arange(rows) * 32.0, torch.arange(columns) * 32.0, indexing="ij")
+    start = (frames - 2) * 8 + 1.0
+    first = torch.stack([torch.full_like(y, start / 24), y, x]).flatten(1)
+    last = torch.stack([torch.full_like(y, (start + 1) / 24), y + 32, x + 32]).flatten(1)
+    return torch.stack([first, last], dim=-1)[None]
+
+
+def make_batch(columns: Mapping[str, Tensor], kind: Kind, sigma: Tensor, mode: str) -> tuple[Batch, Tensor, Tensor]:
+    """The noised batch and the velocities it should answer. `mode`: text, first, last, both."""
+    video, heard = columns["video"], columns["sound"]
+    noise, hiss = torch.randn_like(video), torch.randn_like(heard)
+    at = sigma[:, None, None]
+    free = torch.ones(video.shape[:2])
+    frame = kind.grid[1] * kind.grid[2]
+    if mode in ("first", "both"):
+        free[:, :frame] = 0
+    noisy = torch.where(free[..., None] > 0, (1 - at) * video + at * noise, video)
+    velocity = noise - video
+    extra = 0
+    if mode in ("last", "both"):
+        extra = frame
+        noisy = torch.cat([noisy, columns["last"]], dim=1)
+        velocity = torch.cat([velocity, torch.zeros_like(columns["last"])], dim=1)
+        free = torch.cat([free, torch.zeros(len(free), extra)], dim=1)
+    batch = Batch(noisy, (1 - at) * heard + at * hiss, sigma, free, kind.grid, extra)
+    return batch, velocity, hiss - heard
+
+
+def draw_sigma(rng: np.random.Generator, count: int) -> Tensor:
+    """Logit-normal, a fifth uniform, then shifted towards noise as LTX-2's schedules are."""
+    normal = 1 / (1 + np.exp(-rng.standard_normal(count)))
+    level = np.where(rng.random(count) < 0.2, rng.random(count), normal)
+    shift = math.exp(_SHIFT)
+    return torch.tensor(shift * level / (1 + (shift - 1) * level), dtype=torch.float32).clamp(1e-3, 1.0)
+
+
+def new_transformer() -> Any:
+    part = nano_parts.spec("2.3", "dev")["transformer"]
+    with nano_parts.seeded(part.seed), torch.no_grad():
+        transformer = nano_parts.component_class(part.kind)(**part.config)
+        for name in ("proj_out", "audio_proj_out"):
+            getattr(transformer, name).weight.mul_(0.1)
+    return transformer.train()
+
+
+def new_connectors() -> Any:
+    part = nano_parts.spec("2.3")["connectors"]
+    with nano_parts.seeded(part.seed), torch.no_grad():
+        connectors = nano_parts.component_class(part.kind)(**part.config)
+        for connector in (connectors.video_connector, connectors.audio_connector):
+            connector.learnable_registers.mul_(0.02)
+    return connectors.train()
+
+
+class _FloatAttention(TorchFunctionMode):
+    """Attention in float32: the bfloat16 kernel of CPUs is several times slower on its way back."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **named)
+        query = named.get("query", args[0] if args else None)
+        if not isinstance(query, Tensor) or query.device.type != "cpu":
+            return func(*args, **named)
+        wide = [_float(value) for value in args]
+        return func(*wide, **{key: _float(value) for key, value in named.items()}).to(query.dtype)
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class Half(torch.nn.Module):
+    """Runs a module in bfloat16 on weights kept in float32: matrix products are 2.5 times as fast on CPUs
+    that have them, and small updates are not lost."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cast = {name: value.bfloat16() for name, value in self.module.named_parameters()}
+        half = [a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        wide = ("timestep", "audio_timestep", "sigma", "video_coords")
+        named = {
+            key: value.bfloat16()
+            if isinstance(value, Tensor) and value.is_floating_point() and key not in wide
+            else value
+            for key, value in kwargs.items()
+        }
+        with _FloatAttention():
+            return torch.func.functional_call(self.module, cast, tuple(half), named)
+
+    @property
+    def rope(self) -> Any:
+        return self.module.rope
+
+
+class Dev:
+    name = "dev"
+    lr = 3e-3
+
+    def __init__(self, pools: Path, steps: int = 4000, kinds: Sequence[Kind] = tuple(KINDS)) -> None:
+        self.steps = steps
+        self.transformer, self.connectors = new_transformer(), new_connectors()
+        self.half = Half(self.transformer)
+        self.half_connectors = Half(self.connectors)
+        self.text = Text()
+        self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind][1]) for kind in kinds]
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        return {"transformer": self.transformer, "connectors": self.connectors}
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        shares = np.array([share for _, share in self.pools])
+        chosen = self.pools[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
+        count = max(2, _TOKENS_PER_BATCH // math.prod(chosen.kind.grid))
+        columns, said = chosen.draw(rng, count)
+        said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
+        mode = str(rng.choice(("text", "first", "last", "both"), p=(0.6, 0.22, 0.06, 0.12)))
+        batch, velocity, hiss = make_batch(columns, chosen.kind, draw_sigma(rng, count), mode)
+        video, heard = batch.forward(self.half, self.embed(said), isolate=bool(rng.random() < _ISOLATE))
+        free = batch.free[..., None]
+        seen = ((video.float() - velocity).square() * free).sum() / (free.sum() * video.shape[-1])
+        sound_error = (heard.float() - hiss).square().mean()
+        figures = {"video": float(seen.detach()), "sound": float(sound_error.detach())}
+        return seen + _SOUND_WEIGHT * sound_error, figures
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        states, mask = self.text(prompts)
+        video, heard, kept = self.half_connectors(states, mask)
+        return {
+            "encoder_hidden_states": video,
+            "audio_encoder_hidden_states": heard,
+            "encoder_attention_mask": kept,
+            "audio_encoder_attention_mask": kept,
+        }

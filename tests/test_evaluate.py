@@ -1,0 +1,114 @@
+"""Counting what LTX-Nano makes: scenes, shares, measures, the table and the contact sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nano import evaluate, parts, sheet, weights, world
+from nano.loop import averaged_weights
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    right = dict.fromkeys((*world.ATTRIBUTES, "all", "pitch"), True)
+    measures = dict.fromkeys(evaluate.MEASURES, 0.5)
+    return {"held_out": False, **right, **measures, "pan_error": float("nan"), "seconds": 2.0, **changes}
+
+
+def test_half_of_the_scenes_were_never_trained_and_they_are_the_same_every_time() -> None:
+    scenes = evaluate.scenes(20)
+    assert [scene.combination in world.HELD_OUT for scene in scenes] == [False, True] * 10
+    assert scenes == evaluate.scenes(20)
+    assert scenes[:10] == evaluate.scenes(10)
+
+
+def test_shares_and_means() -> None:
+    rows = [row(), row(shape=False, all=False, edge=1.5), row(held_out=True, pitch=False, pan_error=0.1)]
+    told = evaluate.summary(rows)
+    assert told["seen"] == {**dict.fromkeys((*world.ATTRIBUTES, "pitch"), 1.0), "shape": 0.5, "all": 0.5, "clips": 2}
+    assert told["held_out"]["clips"] == 1
+    assert told["held_out"]["pitch"] == 0.0
+    assert told["edge"] == pytest.approx(2.5 / 3, abs=1e-5)
+    assert told["pan_error"] == 0.1  # silent clips have none
+    assert "psnr_first" not in told
+    head, _, line = evaluate.table({"a mode": told})
+    assert head.count("|") == line.count("|")
+    assert "| a mode | 50 / 100 |" in line
+    json.dumps(told)
+
+
+def test_psnr() -> None:
+    assert evaluate.psnr(np.zeros((2, 2)), np.full((2, 2), 0.1)) == pytest.approx(20)
+
+
+def test_enlarged_frames_are_twice_as_large() -> None:
+    clip = (world.render(world.Scene("ball", "red", "big", "still", "black"), 2, width=32, height=64) * 255).astype(
+        "u1"
+    )
+    assert evaluate.enlarged(clip).shape == (2, 128, 64, 3)
+
+
+@pytest.mark.parametrize("arguments", [["--modes", "magic"], ["--clips", "1"], ["--workers", "0"]])
+def test_bad_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(arguments)
+    assert caught.value.code == 2
+    assert "magic" in capsys.readouterr().err or arguments[0] != "--modes"
+
+
+@pytest.mark.parametrize("name", ["distilled, one stage", "condition, two stages"])
+def test_a_mode_makes_a_clip_with_sound_and_it_is_judged(name: str, tmp_path: Path, cache: Path) -> None:
+    mode = next(each for each in evaluate.MODES if each.name == name)
+    scene = world.Scene("ball", "red", "small", "right", "black")
+    frames, wave, rate, seconds = evaluate.Maker(tmp_path, cache).make(mode, scene, seed=1)
+    side = 256 if "two" in name else 128
+    assert (frames.shape, frames.dtype) == ((25, side, side, 3), np.uint8)
+    assert (wave.shape[0], rate) == (2, 16000)
+    assert seconds > 0
+    judged = evaluate.assess(mode, scene, (frames, wave, rate, seconds))
+    assert not judged["held_out"]
+    assert set(world.ATTRIBUTES) < set(judged)
+    assert ("psnr_first" in judged) == bool(mode.given)
+
+
+def test_a_contact_sheet_has_a_row_a_prompt(tmp_path: Path) -> None:
+    clip = np.zeros((25, 64, 64, 3), np.uint8)
+    page = sheet.sheet([("one", clip), ("two", clip + 255)])
+    assert page.size == (7 * 116 + 4, 2 * 134 + 4)
+    assert page.getpixel((60, 60)) == (0, 0, 0)
+    assert page.getpixel((60, 134 + 60)) == (255, 255, 255)
+    with pytest.raises(SystemExit):
+        sheet.main([str(tmp_path / "a.png"), "--mode", "magic"])
+
+
+def test_shipped_weights_become_checkpoints_and_are_exported_again(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from modules.ltx.hosts import nano_parts
+
+    weights.unpack(tmp_path)
+    kept = averaged_weights(tmp_path, "vocoder", "vocoder")
+    shipped = nano_parts.trained("vocoder")
+    assert kept.keys() == shipped.keys()
+    assert all(value.equal(kept[name]) for name, value in shipped.items())
+    names = weights.export(tmp_path, tmp_path / "again")
+    assert set(nano_parts.TRAINED) <= set(names)
+    for name in nano_parts.TRAINED:
+        first, again = (
+            load_file(nano_parts.WEIGHTS / f"{name}.safetensors"),
+            load_file(tmp_path / "again" / f"{name}.safetensors"),
+        )
+        assert first.keys() == again.keys()
+        assert all(value.equal(again[key]) for key, value in first.items()), name
+
+
+def test_the_parts_are_measured_without_a_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parts.main(["--clips", "2"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["clips"] == 2
+    assert told["256x256"]["psnr"] > told["256x256"]["psnr_worst"] > 10
+    assert told["sound"]["pitch"] == 1.0
