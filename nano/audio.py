@@ -20,7 +20,6 @@ _LOUD = -4.0  # log magnitude: most of a mel is silence around a tone of about -
 _LATENT_NOISE = 0.1
 _MEL_NOISE = 0.05
 _EXTEND_EVERY = 5  # the vocoder's second half is the dearer one and has little to add
-_FRAMES = {25: 21, 49: 41}  # mel frames of a clip: 4 L - 3 for L = 6 and 11 latents
 
 
 def new_part(name: str) -> Any:
@@ -37,7 +36,7 @@ def new_part(name: str) -> Any:
 def _draw(rng: np.random.Generator, count: int) -> tuple[list[world.Scene], int, int]:
     """Scenes of one length, its frames and its samples."""
     frames = 49 if rng.random() < 0.15 else 25
-    return [world.draw_scene(rng, held_out=None) for _ in range(count)], frames, _FRAMES[frames] * sound.HOP
+    return [world.draw_scene(rng, held_out=None) for _ in range(count)], frames, sound.MEL_FRAMES[frames] * sound.HOP
 
 
 class AudioVae:

@@ -19,7 +19,7 @@ from torch import Tensor
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from nano import pool
 from nano.pool import Pool
-from nano.transformer import LARGE, SMALL, Dev, Half, draw_sigma, make_batch, new_transformer
+from nano.transformer import LARGE, SMALL, SOUND_WEIGHT, Dev, Half, draw_mode, draw_sigma, make_batch, new_transformer
 from nano.upsampler import unpack
 
 GUIDANCE = 3.0
@@ -63,13 +63,11 @@ def refine_loss(task: Any, stage2: Stage2, rng: np.random.Generator) -> tuple[Te
     mode = "first" if rng.random() < 0.3 else "text"
     batch, _, hiss = make_batch(columns, LARGE, sigma, mode)
     lean = (1.0, 0.5, 0.15)[which]
-    free = batch.free[..., None]
-    shifted = batch.video + free * (1 - steps[which]) * lean * (raised - columns["video"])
+    shifted = batch.video + batch.free[..., None] * (1 - steps[which]) * lean * (raised - columns["video"])
     velocity = (shifted - columns["video"]) / steps[which]
     moved = type(batch)(shifted, batch.sound, sigma, batch.free, batch.grid)
     video, heard = moved.forward(task.half, task.embed(said))
-    seen = ((video.float() - velocity).square() * free).sum() / (free.sum() * video.shape[-1])
-    return seen, (heard.float() - hiss).square().mean()
+    return batch.error(video, velocity), (heard.float() - hiss).square().mean()
 
 
 class Distilled(Dev):
@@ -94,15 +92,12 @@ class Distilled(Dev):
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         if rng.random() < 0.25:
             seen, heard = refine_loss(self, self.stage2, rng)
-            return seen + 0.4 * heard, {"stage2": float(seen.detach())}
-        shares = np.array([share for _, share in self.pools])
-        chosen = self.pools[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
-        count = max(2, _TOKENS // math.prod(chosen.kind.grid))
-        columns, said = chosen.draw(rng, count)
+            return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach())}
+        kind, columns, said = self.draw(rng, _TOKENS)
+        count = len(said)
         listed = torch.tensor(rng.choice(DISTILLED_SIGMAS, count), dtype=torch.float32)
         sigma = torch.where(torch.from_numpy(rng.random(count) < 0.75), listed, draw_sigma(rng, count))
-        mode = str(rng.choice(("text", "first", "last", "both"), p=(0.6, 0.22, 0.06, 0.12)))
-        batch, _, _ = make_batch(columns, chosen.kind, sigma, mode)
+        batch, _, _ = make_batch(columns, kind, sigma, draw_mode(rng))
         with torch.no_grad():
             text, empty = self.embed(said), self.embed([""])
             empty = {key: value.expand(count, *value.shape[1:]) for key, value in empty.items()}
@@ -113,10 +108,9 @@ class Distilled(Dev):
                 )
             ]
         video, heard = batch.forward(self.half, text)
-        free = batch.free[..., None]
-        seen = ((video.float() - guided[0]).square() * free).sum() / (free.sum() * video.shape[-1])
+        seen = batch.error(video, guided[0])
         sound_error = (heard.float() - guided[1]).square().mean()
-        return seen + 0.4 * sound_error, {"video": float(seen.detach()), "sound": float(sound_error.detach())}
+        return seen + SOUND_WEIGHT * sound_error, {"video": float(seen.detach()), "sound": float(sound_error.detach())}
 
 
 class Lora(Dev):
@@ -144,4 +138,4 @@ class Lora(Dev):
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         seen, heard = refine_loss(self, self.stage2, rng)
-        return seen + 0.4 * heard, {"stage2": float(seen.detach()), "sound": float(heard.detach())}
+        return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach()), "sound": float(heard.detach())}

@@ -41,7 +41,7 @@ def measure(clips: int, *, seed: int = 13) -> dict[str, Any]:
         told[f"{side}x{side}"] = _means(rows)
     rows = []
     for scene in scenes:
-        meant = sound.wave(scene, 21 * sound.HOP, frames=FRAMES)
+        meant = sound.wave(scene, sound.MEL_FRAMES[FRAMES] * sound.HOP, frames=FRAMES)
         with torch.no_grad():
             mel = torch.from_numpy(sound.mel(meant))[None]
             wave = vocoder(audio_vae.decode(audio_vae.encode(mel).latent_dist.mode()).sample)[0].numpy()

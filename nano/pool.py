@@ -6,8 +6,6 @@ pool is the same scene, so that pools of two sizes are pairs. Knows nothing of w
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ import torch
 from torch import Tensor
 
 from nano import prompts, sound, world
-
-LATENTS = {25: 6, 49: 11}  # of sound, by frames: round(frames / 24 * 16000 / 740 / 4)
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def scene(index: int) -> world.Scene:
 def clip(what: world.Scene, kind: Kind) -> tuple[Tensor, Tensor]:
     """Pixels (3, frames, height, width) in -1..1 and mel (2, mel frames, 16)."""
     pixels = world.render(what, kind.frames, width=kind.width, height=kind.height)
-    samples = (4 * LATENTS[kind.frames] - 3) * sound.HOP
+    samples = sound.MEL_FRAMES[kind.frames] * sound.HOP
     heard = sound.mel(sound.wave(what, samples, frames=kind.frames))
     return torch.from_numpy(pixels.transpose(3, 0, 1, 2) * 2 - 1).contiguous(), torch.from_numpy(heard)
 
@@ -119,8 +115,3 @@ def read(folder: Path, kind: Kind) -> Pool:
     columns = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
     order = columns["index"].argsort()
     return Pool(kind, {name: column[order] for name, column in columns.items()})
-
-
-def described(what: world.Scene) -> str:
-    """A scene as JSON, for reports."""
-    return json.dumps(dataclasses.asdict(what), default=float)

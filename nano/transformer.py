@@ -36,7 +36,7 @@ KINDS = {  # clips in the pool, and how often a batch is of it
 _TOKENS_PER_BATCH = 64 * 28
 _DROP_TEXT = 0.12
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
-_SOUND_WEIGHT = 0.4
+SOUND_WEIGHT = 0.4
 _SHIFT = 0.95  # the mean of LTX-2's time shift at its smallest token count
 
 
@@ -112,6 +112,11 @@ class Batch:
         )
         return answer
 
+    def error(self, made: Tensor, meant: Tensor) -> Tensor:
+        """Mean squared difference of velocities (batch, tokens, channels) over the tokens that are to be made."""
+        free = self.free[..., None]
+        return ((made.float() - meant).square() * free).sum() / (free.sum() * made.shape[-1])
+
 
 def keyframe_coords(frames: int, rows: int, columns: int) -> Tensor:
     """(1, 3, rows x columns, 2): where LTX2ConditionPipeline puts a picture for the last latent frame."""
@@ -141,6 +146,11 @@ def make_batch(columns: Mapping[str, Tensor], kind: Kind, sigma: Tensor, mode: s
         free = torch.cat([free, torch.zeros(len(free), extra)], dim=1)
     batch = Batch(noisy, (1 - at) * heard + at * hiss, sigma, free, kind.grid, extra)
     return batch, velocity, hiss - heard
+
+
+def draw_mode(rng: np.random.Generator) -> str:
+    """What a batch is given, see `make_batch`."""
+    return str(rng.choice(("text", "first", "last", "both"), p=(0.6, 0.22, 0.06, 0.12)))
 
 
 def draw_sigma(rng: np.random.Generator, count: int) -> Tensor:
@@ -229,19 +239,22 @@ class Dev:
         return {"transformer": self.transformer, "connectors": self.connectors}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        shares = np.array([share for _, share in self.pools])
-        chosen = self.pools[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
-        count = max(2, _TOKENS_PER_BATCH // math.prod(chosen.kind.grid))
-        columns, said = chosen.draw(rng, count)
+        kind, columns, said = self.draw(rng, _TOKENS_PER_BATCH)
         said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
-        mode = str(rng.choice(("text", "first", "last", "both"), p=(0.6, 0.22, 0.06, 0.12)))
-        batch, velocity, hiss = make_batch(columns, chosen.kind, draw_sigma(rng, count), mode)
+        mode = draw_mode(rng)
+        batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode)
         video, heard = batch.forward(self.half, self.embed(said), isolate=bool(rng.random() < _ISOLATE))
-        free = batch.free[..., None]
-        seen = ((video.float() - velocity).square() * free).sum() / (free.sum() * video.shape[-1])
+        seen = batch.error(video, velocity)
         sound_error = (heard.float() - hiss).square().mean()
         figures = {"video": float(seen.detach()), "sound": float(sound_error.detach())}
-        return seen + _SOUND_WEIGHT * sound_error, figures
+        return seen + SOUND_WEIGHT * sound_error, figures
+
+    def draw(self, rng: np.random.Generator, tokens: int) -> tuple[Kind, dict[str, Tensor], list[str]]:
+        """Clips of one size, about `tokens` tokens of them, and their prompts."""
+        shares = np.array([share for _, share in self.pools])
+        chosen = self.pools[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
+        columns, said = chosen.draw(rng, max(2, tokens // math.prod(chosen.kind.grid)))
+        return chosen.kind, columns, said
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         states, mask = self.text(prompts)

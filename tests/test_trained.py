@@ -73,8 +73,7 @@ def test_the_audio_parts_keep_pitch_and_side(frames: int) -> None:
 
     vae, vocoder = (nano_parts.build(nano_parts.spec("2.3")[name]) for name in ("audio_vae", "vocoder"))
     for scene in SCENES:
-        length = {25: 21, 49: 41}[frames]
-        meant = sound.wave(scene, length * sound.HOP, frames=frames)
+        meant = sound.wave(scene, sound.MEL_FRAMES[frames] * sound.HOP, frames=frames)
         with torch.no_grad():
             mel = torch.from_numpy(sound.mel(meant))[None]
             heard = vocoder(vae.decode(vae.encode(mel).latent_dist.mode()).sample)[0].numpy()

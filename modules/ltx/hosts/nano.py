@@ -56,10 +56,10 @@ def ensure(name: str, cache: Path) -> Path:
     """
     if name not in NAMES:
         raise RequestError(f"There is no LTX-Nano {name!r}. Choose one of: {', '.join(NAMES)}.")
-    target = cache / f"ltx-nano-{name}-{_fingerprint(name)}"
-    if _complete(target):
-        return target
     try:
+        target = cache / f"ltx-nano-{name}-{_fingerprint(name)}"  # reads the shipped weights
+        if _complete(target):
+            return target
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".ltx-nano-", dir=cache) as staging:
             _build(name, Path(staging) / "new")
