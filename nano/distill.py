@@ -1,14 +1,16 @@
 """Trains what needs few steps: the Distilled transformer, and the stage-2 LoRA for Dev.
 
-Distilled learns Dev's guided velocity (classifier-free guidance at 3) at the published sigmas, so that eight
-steps without guidance do what thirty with it did. Both learn stage 2: from upsampled latents, noised to the
-three stage-2 sigmas, straight to the latents of the true clip.
+Distilled learns where Dev, guided (classifier-free guidance at 3) and in small steps, arrives at the next of the
+published sigmas, so that eight steps without guidance do what thirty with it did. Both learn stage 2: from
+upsampled latents, noised to the three stage-2 sigmas, straight to the latents of the true clip.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,103 +19,135 @@ import torch
 from torch import Tensor
 
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
-from nano import pool
-from nano.pool import Pool
-from nano.transformer import LARGE, SMALL, SOUND_WEIGHT, Dev, Half, draw_mode, draw_sigma, make_batch, new_transformer
+from nano import pool, prompts
+from nano.pool import Kind, Pool
+from nano.transformer import KINDS, LARGE, SMALL, SOUND_WEIGHT, Batch, Dev, Half, draw_mode, make_batch, new_transformer
 from nano.upsampler import unpack
 
 GUIDANCE = 3.0
+# How often each of the eight intervals is drawn, and in how many steps the teacher crosses it. A clip of 64 tokens
+# takes shape between 0.975 and 0.725: one step of Dev's own velocity would go to the mean of what is possible.
+_INTERVALS = ((0.07, 1), (0.07, 1), (0.07, 1), (0.09, 1), (0.22, 3), (0.2, 2), (0.14, 2), (0.14, 2))
 LORA_RANK = 32
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 _TOKENS = 64 * 24
+_LEAN = (1.0, 0.5, 0.15)  # how much of the upsampled latents' error is left at each sigma of stage 2
 
 
 class Stage2:
-    """Batches of stage 2: upsampled latents of scenes whose large latents are known."""
+    """Batches of stage 2: scenes whose latents of both sizes are known, and the upsampler between them."""
 
     def __init__(self, small: Pool, large: Pool, upsampler: Any, statistics: tuple[Tensor, Tensor]) -> None:
         self.small, self.large, self.upsampler = small, large, upsampler.eval()
         self.mean, self.deviation = (value.view(1, 1, -1) for value in statistics)
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], Tensor, list[str]]:
-        """The columns of the large clips, their upsampled small ones, and prompts."""
-        from nano import prompts
-
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+        """The columns of small and large clips of the same scenes, and prompts."""
         rows = rng.integers(0, len(self.large.columns["index"]), count)
         said = [prompts.varied(pool.scene(int(self.large.columns["index"][row])), rng) for row in rows]
-        small = self.small.columns["video"][rows]
-        small = small + 0.1 * float(rng.random()) * torch.randn_like(small)
-        with torch.no_grad():
-            raised = self.upsampler(unpack(small * self.deviation + self.mean, self.small.kind.grid))
-        raised = (pool.pack(raised) - self.mean) / self.deviation
-        return {name: column[rows] for name, column in self.large.columns.items()}, raised, said
+        small, large = (
+            {name: column[rows] for name, column in side.columns.items()} for side in (self.small, self.large)
+        )
+        return small, large, said
+
+    @torch.no_grad()
+    def raised(self, small: Tensor) -> Tensor:
+        """Normalised tokens of small clips as those of large ones."""
+        made = self.upsampler(unpack(small * self.deviation + self.mean, self.small.kind.grid))
+        return (pool.pack(made) - self.mean) / self.deviation
 
 
-def refine_loss(task: Any, stage2: Stage2, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Errors of picture and sound: from a state built on upsampled latents to the true ones.
+class FromDev(Dev):
+    """What starts from a finished Dev: it is the teacher, its connectors stay as they are."""
 
-    The state leans on the upsampled latents at the first sigma and on the true ones at the last, as it does
-    along a run that goes well.
-    """
-    count = max(2, _TOKENS // math.prod(LARGE.grid))
-    columns, raised, said = stage2.draw(rng, count)
-    steps = list(STAGE2_SIGMAS)
-    which = int(rng.integers(len(steps)))
-    sigma = torch.full((count,), steps[which])
-    mode = "first" if rng.random() < 0.3 else "text"
-    batch, _, hiss = make_batch(columns, LARGE, sigma, mode)
-    lean = (1.0, 0.5, 0.15)[which]
-    shifted = batch.video + batch.free[..., None] * (1 - steps[which]) * lean * (raised - columns["video"])
-    velocity = (shifted - columns["video"]) / steps[which]
-    moved = type(batch)(shifted, batch.sound, sigma, batch.free, batch.grid)
-    video, heard = moved.forward(task.half, task.embed(said))
-    return batch.error(video, velocity), (heard.float() - hiss).square().mean()
-
-
-class Distilled(Dev):
-    name = "distilled"
     lr = 1e-3
 
     def __init__(
-        self, pools: Path, weights: Mapping[str, Mapping[str, Tensor]], stage2: Stage2, steps: int = 1200
+        self,
+        pools: Path,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        stage2: Stage2,
+        steps: int,
+        kinds: Sequence[Kind] = tuple(KINDS),
     ) -> None:
-        super().__init__(pools, steps)
-        self.transformer.load_state_dict(weights["transformer"])
+        super().__init__(pools, steps, kinds)
+        teacher = new_transformer()
+        for model in (self.transformer, teacher):
+            model.load_state_dict(weights["transformer"])
         self.connectors.load_state_dict(weights["connectors"])
         self.connectors.requires_grad_(False)
-        teacher = new_transformer()
-        teacher.load_state_dict(weights["transformer"])
         self.teacher = Half(teacher.requires_grad_(False))
         self.stage2 = stage2
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer}
 
+    @torch.no_grad()
+    def travelled(self, batch: Batch, text: Mapping[str, Tensor], levels: Sequence[float]) -> Batch:
+        """Where the teacher's guided way through falling `levels` ends."""
+        empty = {key: value.expand(len(batch.sigma), *value.shape[1:]) for key, value in self.embed([""]).items()}
+        at = batch
+        for sigma, following in itertools.pairwise(levels):
+            at = replace(at, sigma=torch.full_like(at.sigma, sigma))
+            told, without = (at.forward(self.teacher, words) for words in (text, empty))
+            video, sound = (w.float() + GUIDANCE * (t.float() - w.float()) for t, w in zip(told, without, strict=True))
+            at = replace(
+                at,
+                video=at.video + (following - sigma) * video * at.free[..., None],
+                sound=at.sound + (following - sigma) * sound,
+            )
+        return at
+
+    def refine_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Errors of picture and sound in stage 2: from a state built on upsampled latents to the true ones.
+
+        Half of the small clips are the teacher's own, made anew from partly noised ones, so that what stage 1 gets
+        wrong is mended. The state leans on the upsampled latents at the first sigma and on the true ones at the last,
+        as it does along a run that goes well.
+        """
+        small, large, said = self.stage2.draw(rng, max(2, _TOKENS // math.prod(LARGE.grid)))
+        text = self.embed(said)
+        video = small["video"] + 0.1 * float(rng.random()) * torch.randn_like(small["video"])
+        if rng.random() < 0.5:
+            level = float(rng.uniform(0.7, 0.92))
+            start, _, _ = make_batch(small, SMALL, torch.full((len(said),), level), "text")
+            video = self.travelled(start, text, (level, level / 2, 0.0)).video
+        which = int(rng.integers(len(STAGE2_SIGMAS)))
+        sigma = STAGE2_SIGMAS[which]
+        mode = "first" if rng.random() < 0.3 else "text"
+        batch, _, hiss = make_batch(large, LARGE, torch.full((len(said),), sigma), mode)
+        drift = (1 - sigma) * _LEAN[which] * (self.stage2.raised(video) - large["video"])
+        shifted = batch.video + batch.free[..., None] * drift
+        made, heard = replace(batch, video=shifted).forward(self.half, text)
+        return batch.error(made, (shifted - large["video"]) / sigma), (heard.float() - hiss).square().mean()
+
+
+class Distilled(FromDev):
+    name = "distilled"
+
+    def __init__(
+        self, pools: Path, weights: Mapping[str, Mapping[str, Tensor]], stage2: Stage2, steps: int = 1200
+    ) -> None:
+        super().__init__(pools, weights, stage2, steps)
+
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         if rng.random() < 0.25:
-            seen, heard = refine_loss(self, self.stage2, rng)
+            seen, heard = self.refine_loss(rng)
             return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach())}
         kind, columns, said = self.draw(rng, _TOKENS)
-        count = len(said)
-        listed = torch.tensor(rng.choice(DISTILLED_SIGMAS, count), dtype=torch.float32)
-        sigma = torch.where(torch.from_numpy(rng.random(count) < 0.75), listed, draw_sigma(rng, count))
-        batch, _, _ = make_batch(columns, kind, sigma, draw_mode(rng))
-        with torch.no_grad():
-            text, empty = self.embed(said), self.embed([""])
-            empty = {key: value.expand(count, *value.shape[1:]) for key, value in empty.items()}
-            guided = [
-                (without + GUIDANCE * (told - without)).float()
-                for told, without in zip(
-                    batch.forward(self.teacher, text), batch.forward(self.teacher, empty), strict=True
-                )
-            ]
+        shares = np.array([share for share, _ in _INTERVALS])
+        which = int(rng.choice(len(shares), p=shares / shares.sum()))
+        first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
+        batch, _, _ = make_batch(columns, kind, torch.full((len(said),), first), draw_mode(rng))
+        text = self.embed(said)
+        there = self.travelled(batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
         video, heard = batch.forward(self.half, text)
-        seen = batch.error(video, guided[0])
-        sound_error = (heard.float() - guided[1]).square().mean()
+        seen = batch.error(video, (batch.video - there.video) / (first - last))
+        sound_error = (heard.float() - (batch.sound - there.sound) / (first - last)).square().mean()
         return seen + SOUND_WEIGHT * sound_error, {"video": float(seen.detach()), "sound": float(sound_error.detach())}
 
 
-class Lora(Dev):
+class Lora(FromDev):
     """A LoRA on the frozen Dev transformer, for stage 2 only."""
 
     name = "lora"
@@ -124,18 +158,11 @@ class Lora(Dev):
     ) -> None:
         from peft import LoraConfig
 
-        super().__init__(pools, steps, kinds=(SMALL, LARGE))
-        self.transformer.load_state_dict(weights["transformer"])
-        self.connectors.load_state_dict(weights["connectors"])
+        super().__init__(pools, weights, stage2, steps, kinds=(SMALL, LARGE))
         self.transformer.requires_grad_(False)
-        self.connectors.requires_grad_(False)
         config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=list(LORA_LAYERS))
         self.transformer.add_adapter(config)
-        self.stage2 = stage2
-
-    def modules(self) -> Mapping[str, torch.nn.Module]:
-        return {"transformer": self.transformer}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        seen, heard = refine_loss(self, self.stage2, rng)
+        seen, heard = self.refine_loss(rng)
         return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach()), "sound": float(heard.detach())}

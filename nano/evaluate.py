@@ -37,14 +37,16 @@ class Mode:
 
 
 _SMALL = {"width": 128, "height": 128}
-_TWO = {"width": 256, "height": 256, "refine": True}
+_LARGE = {"width": 256, "height": 256}
+_TWO = {**_LARGE, "refine": True}
 MODES: tuple[Mode, ...] = (
-    Mode("dev, one stage", "nano-2.3-dev-t2v", _SMALL),
-    Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 1.0}),
-    Mode("dev, one stage, cfg 3", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 3.0}),
+    Mode("dev, one stage", "nano-2.3-dev-t2v", _LARGE),
+    Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_LARGE, "guidance_scale": 1.0}),
+    Mode("dev, 128x128", "nano-2.3-dev-t2v", _SMALL),
     Mode("dev, two stages", "nano-2.3-dev-t2v", _TWO),
-    Mode("distilled, one stage", "nano-2.3-distilled-t2v", _SMALL),
-    Mode("distilled, one stage, bicubic", "nano-2.3-distilled-t2v", _SMALL, enlarge=True),
+    Mode("distilled, one stage", "nano-2.3-distilled-t2v", _LARGE),
+    Mode("distilled, 128x128", "nano-2.3-distilled-t2v", _SMALL),
+    Mode("distilled, 128x128, bicubic to 256x256", "nano-2.3-distilled-t2v", _SMALL, enlarge=True),
     Mode("distilled, two stages", "nano-2.3-distilled-t2v", _TWO),
     Mode("i2v, two stages", "nano-2.3-distilled-i2v", _TWO, given=("first",)),
     Mode("condition, two stages", "nano-2.3-distilled-condition", _TWO, given=("first", "last")),

@@ -43,15 +43,15 @@ class Worker:
     count: int = 1
 
     def average(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Gradients become the mean over the workers."""
+        """Gradients become the mean over the workers. What one did not use in this step, another may have:
+        a missing gradient counts as zero, or they would send each other lists of different lengths."""
         if self.count == 1:
             return
-        used = [p for p in parameters if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in used])  # type: ignore[union-attr]
+        flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        for parameter, gradient in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
-            parameter.grad.copy_(gradient.view_as(parameter))  # type: ignore[union-attr]
+        for parameter, gradient in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
 
 
 def rate(step: int, steps: int) -> float:

@@ -26,12 +26,12 @@ from nano.pool import Kind, Pool
 SMALL = Kind(128, 128, 25)
 LARGE = Kind(256, 256, 25)
 KINDS = {  # clips in the pool, and how often a batch is of it
-    SMALL: (5000, 0.64),
-    Kind(128, 128, 49): (400, 0.10),
+    SMALL: (5000, 0.50),
+    Kind(128, 128, 49): (400, 0.08),
     Kind(192, 128, 25): (200, 0.03),
     Kind(128, 192, 25): (200, 0.03),
-    LARGE: (700, 0.17),
-    Kind(256, 256, 49): (40, 0.03),
+    LARGE: (700, 0.32),
+    Kind(256, 256, 49): (40, 0.04),
 }
 _TOKENS_PER_BATCH = 64 * 28
 _DROP_TEXT = 0.12
@@ -225,7 +225,7 @@ class Half(torch.nn.Module):
 
 class Dev:
     name = "dev"
-    lr = 3e-3
+    lr = 6e-3
 
     def __init__(self, pools: Path, steps: int = 4000, kinds: Sequence[Kind] = tuple(KINDS)) -> None:
         self.steps = steps

@@ -92,6 +92,28 @@ def test_training_changes_something_and_a_finished_one_is_left_alone(tmp_path: P
     assert (tmp_path / "line.pt").stat().st_mtime_ns == stamp
 
 
+def _averaging(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    used, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))
+    used.grad = torch.full((3,), 1.0 + rank)
+    if rank == 1:
+        unused.grad = torch.full((2,), 6.0)
+    loop.Worker(rank, 2).average([unused, used])
+    torch.save((used.grad, unused.grad), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_average_gradients_that_only_one_of_them_has(tmp_path: Path) -> None:
+    # A batch of separated streams leaves the cross attention without gradients in one worker alone.
+    from torch.multiprocessing.spawn import spawn
+
+    spawn(_averaging, (str(tmp_path),), 2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        used, unused = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(used, torch.full((3,), 1.5))
+        assert torch.equal(unused, torch.full((2,), 3.0))
+
+
 def test_keyframes_stand_where_the_condition_pipeline_puts_them() -> None:
     stub = type("Stub", (), {})()
     stub.transformer_spatial_patch_size = stub.transformer_spatial_patch_size_t = 1

@@ -335,7 +335,7 @@ def _prompt_notes(settled: Plan) -> list[str]:
     if not settled.prompt.strip():
         notes.append("the prompt is empty: the model makes whatever it likes")
     if settled.caps.is_random:
-        notes.append(f"{settled.caps.label} shows noise: its transformer has random weights")
+        notes.append(f"{settled.caps.label} shows noise: its weights are random, it is there for tests")
     # About four characters a token in English; the tokenizer's exact word is an event of the encode stage.
     if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
         kept = settled.caps.max_sequence_length

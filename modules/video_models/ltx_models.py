@@ -139,8 +139,8 @@ def _nano() -> list[Model]:
 
 MODELS: tuple[Model, ...] = (*_ltx25(), *_ltx2(), *_ltx09(), *_nano())
 
-# Sources whose transformers have random weights: every LTX-Nano so far. They show noise.
-RANDOM = ("nano:",)
+# Sources with random weights, which show noise: they are there for tests. LTX-Nano 2.3 is trained.
+RANDOM = ("nano:2.0", "nano:0.9")
 
 # What `--model nano` means: the embedded default, by what the request brings along.
 NANO_DEFAULT = {mode: f"nano-2.3-distilled-{mode.lower()}" for mode in _THREE}

@@ -1,8 +1,8 @@
 """LTX-Nano: models of the real diffusers and transformers classes, small enough to build in seconds.
 
 Knows which tiny models exist and keeps each as an ordinary folder in a cache the caller names. Such a
-folder loads with `from_pretrained` like any downloaded one and runs on a CPU. The VAEs and the vocoder of 2.3
-are trained (docs/nano.md); everything else is random, the same on every build, and shows noise.
+folder loads with `from_pretrained` like any downloaded one and runs on a CPU. 2.3 is trained and shipped
+with the project (docs/nano.md); 2.0 and 0.9 are random, the same on every build, and show noise.
 Does not know the shapes (nano_parts), the text side (nano_text), real models, or when to use which.
 
 Listing names imports neither torch nor diffusers; neither does `ensure` when the folder is there.

@@ -2,8 +2,8 @@
 
 Knows the shapes. Every config keeps what makes a generation a generation (which switches are on, how
 often the VAE halves, how the vocoder is wired, as in diffusers' own conversion scripts) and shrinks only
-widths and depths. Parts in TRAINED come from files beside this one (how they are made: the nano package);
-all others are random. Does not know folders, caches or names of models.
+widths and depths. Parts of 2.3 come from files beside this one (how they are made: the nano package);
+those of 2.0 and 0.9 are random. Does not know folders, caches or names of models.
 
 torch and diffusers are imported inside the functions: importing this costs nothing.
 """
@@ -23,7 +23,10 @@ Config = dict[str, Any]
 
 # Trained weights, a file a part. How they were made is in the nano package, what they can do in docs/nano.md.
 WEIGHTS = Path(__file__).with_name("nano_weights")
-TRAINED = ("vae", "audio_vae", "vocoder", "text_encoder")  # the files there are; all other parts are random
+TRAINED = (  # the files there are, all of 2.3; the parts of 2.0 and 0.9 are random
+    *("vae", "audio_vae", "vocoder", "text_encoder", "connectors"),
+    *("transformer-dev", "transformer-distilled", "latent_upsampler", "lora"),
+)
 
 LATENT_CHANNELS = 32
 HEADS = 4
