@@ -37,7 +37,7 @@ def check_reuse(pipe: Any, mode: str) -> None:
         raise RequestError(f"self-refiner guidance {mode!r}: unknown; choose one of {', '.join(MODES)}.")
     if mode == "reuse" and name not in BATCHED:
         raise RequestError(
-            f"self-refiner guidance reuse: {name} predicts unconditionally in a call of its own; use full."
+            f"self-refiner guidance reuse: {name} runs uncond in a call of its own; use full."
         )
 
 

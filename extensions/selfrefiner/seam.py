@@ -89,6 +89,7 @@ class FlowMatchRefiningScheduler:
         session = self.session
         session.enter(self.cursor)
         entry, self.cursor = session.entry, self.cursor + 1
+        session.reuse.told = ()  # the round's predictions have been made
         x, v = sample, model_output
         last = entry.number == entry.of - 1
         if entry.of > 1:
