@@ -64,9 +64,9 @@ def test_the_cost_is_told_before_it_is_paid(planned: Planned) -> None:
     [note] = [note for note in settled.notes if note.startswith("self-refiner 2-6:2;1-2:2")]
     assert "13 evaluations instead of 8 + 5 evaluations instead of 3" in note
     assert "65 % more" in note
-    saved = planned(
-        "nano-2.3-dev-t2v", **{**options, "refine": False}, self_refine_plan="2-6:2", self_refine_guidance="reuse"
-    )
+    options.update(refine=False, self_refine_plan="2-6:2")
+    dev = planned("nano-2.3-dev-t2v", **options)
+    saved = planned("nano-2.3-dev-t2v", **options, self_refine_guidance="reuse")
     assert dev.stages[0].streams == 4
     assert (dev.refiner_cost, saved.refiner_cost) == (62, 16)
 
