@@ -185,7 +185,8 @@ def test_events_metadata_and_map(planned: Planned, cache: Path, tmp_path: Path) 
         (5, 1, 1), (5, 1, 2), (6, 2, 2), (7, 1, 1), (8, 1, 1),
     ]  # fmt: skip
     assert [e.evaluations for e in events if e.phase == "sample"] == list(range(12))
-    rows = read_metadata(tmp_path / "a.mp4")["self_refiner"]["stage1"]
+    stored: Any = read_metadata(tmp_path / "a.mp4")["self_refiner"]
+    rows = stored["stage1"]
     assert [(row["step"], row["planned"]) for row in rows] == [(2, 3), (5, 2)]
     assert rows == state.refined[0].rows
     assert state.media is not None

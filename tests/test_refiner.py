@@ -178,4 +178,4 @@ def test_given_tokens_stay_and_do_not_count() -> None:
 def test_unknown_norms_and_streams_are_refused() -> None:
     for wrong in ({"norm": "p3"}, {"decide": "sound"}):
         with pytest.raises(ValueError, match=next(iter(wrong.values()))):
-            Certainty(**wrong)
+            Certainty(**wrong)  # type: ignore[arg-type]

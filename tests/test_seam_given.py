@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
-from extensions.selfrefiner import seam
+from extensions.selfrefiner import refiner as refiner_module
 from extensions.selfrefiner.refiner import Certainty
 from extensions.selfrefiner.seam import Refiner
 from modules.ltx.samplers import FlowMatchAncestralScheduler, sampler, watched
@@ -109,8 +109,8 @@ def test_the_first_image_stays_in_the_other_classes(bench: Any, kind: str, solve
 def test_weaker_conditions_are_never_noisier_than_in_the_bare_pipeline(bench: Any) -> None:
     """A token at level s' is perturbed to s': measured as the distance of what the transformer gets from x0."""
     one = bench("LTX2ConditionPipeline")
-    sigma = {}
-    perturb = seam.refiner.perturb
+    sigma: dict[int, torch.Tensor] = {}
+    perturb = refiner_module.perturb
 
     def noted(blend: Any, level: Any, noise: torch.Tensor) -> torch.Tensor:
         if level.ndim:  # the sound's is one for all
@@ -121,7 +121,7 @@ def test_weaker_conditions_are_never_noisier_than_in_the_bare_pipeline(bench: An
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seam.refiner, "perturb", noted)
+        patch.setattr(refiner_module, "perturb", noted)
         seen = inputs_of(one, ASKED, **conditions("first", 0.6))
     assert len(sigma) == 6
     for level in sigma.values():

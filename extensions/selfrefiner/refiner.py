@@ -79,8 +79,7 @@ def again(blend: Blend, x: Tensor, v: Tensor, *, sigma: Any, rule: Certainty, ov
     kept = over.view(-1, *(1,) * (x.ndim - 2))
     certain = blend.certain | ((distance(x0 - blend.x0, rule.norm) < rule.threshold) & ~kept)
     old = (certain | kept)[..., None]
-    pairs = ((blend.x, x), (blend.v, v), (blend.x0, x0))
-    return Blend(*(torch.where(old, before, after) for before, after in pairs), certain)
+    return Blend(torch.where(old, blend.x, x), torch.where(old, blend.v, v), torch.where(old, blend.x0, x0), certain)
 
 
 def distance(d: Tensor, norm: str) -> Tensor:

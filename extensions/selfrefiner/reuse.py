@@ -36,9 +36,7 @@ def check_reuse(pipe: Any, mode: str) -> None:
     if mode not in MODES:
         raise RequestError(f"self-refiner guidance {mode!r}: unknown; choose one of {', '.join(MODES)}.")
     if mode == "reuse" and name not in BATCHED:
-        raise RequestError(
-            f"self-refiner guidance reuse: {name} runs uncond in a call of its own; use full."
-        )
+        raise RequestError(f"self-refiner guidance reuse: {name} runs uncond in a call of its own; use full.")
 
 
 class Reuse:

@@ -41,6 +41,7 @@ class FlowMatchRefiningScheduler:
         self.blend: Blend | None = None
         self.free: Tensor | None = None
         self.cursor = 0
+        self.timesteps = torch.empty(0)
         session.streams[stream] = self
         # Pipelines look at signatures to learn what a scheduler takes.
         self.set_timesteps = _signed(self._set_timesteps, inner.set_timesteps)
@@ -269,7 +270,8 @@ def _ratios(session: Session, timestep: Any) -> Tensor | None:
     if not isinstance(timestep, Tensor) or timestep.ndim != 2 or timestep.shape[1] < 2:
         return session.levels if session.skip else None
     shown = session.streams["video"].timesteps[session.at]
-    return (timestep / shown.to(timestep)).clamp(max=1.0)
+    ratio: Tensor = (timestep / shown.to(timestep)).clamp(max=1.0)
+    return ratio
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ class Stream(Protocol):
     inner: Any
     blend: Blend | None
     free: Tensor | None
+    cursor: int  # round of its next step
+    timesteps: Tensor  # as shown to the pipeline, a round each
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def write_video(
                 on_frame(index + 1)
         with _host_errors(path.parent):
             movie.finish()
-            for name, image in (pictures or {}).items():
-                outputs.add_picture(name, image)
+            for name, picture in (pictures or {}).items():
+                outputs.add_picture(name, picture)
             outputs.publish()
     return Written(
         path=path,

@@ -67,8 +67,8 @@ class FlowMatchAncestralScheduler(FlowMatchPlanScheduler):
     ) -> Any:
         if self.step_index is None:
             self._init_step_index(timestep)
-        x, v = sample.float(), model_output.float()
-        s, n = self.sigmas[self.step_index].to(x.device), self.sigmas[self.step_index + 1].to(x.device)
+        x, v, at = sample.float(), model_output.float(), int(self.step_index)
+        s, n = self.sigmas[at].to(x.device), self.sigmas[at + 1].to(x.device)
         drawn = self._noise(sample)
         if per_token_timesteps is not None:  # 0.9 Condition: minus the velocity, and each token's own level
             own = per_token_timesteps[..., None] / self.config.num_train_timesteps
@@ -78,7 +78,7 @@ class FlowMatchAncestralScheduler(FlowMatchPlanScheduler):
             after = ancestral(x, x - s * v, ratio * s, ratio * n, eta=self.eta, noise=drawn)
         else:
             after = ancestral(x, x - s * v, s, n, eta=self.eta, noise=drawn)
-        self._step_index += 1
+        self._step_index = at + 1
         return _answer(after.to(sample.dtype), return_dict)
 
     def _noise(self, sample: Tensor) -> Tensor:
@@ -107,9 +107,10 @@ def watched(transformer: torch.nn.Module, scheduler: Any) -> Iterator[None]:
 
     def look(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         timestep = kwargs.get("timestep")
-        told = isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape[1] > 1
-        # The most there is is the step's own: no pipeline conditions every token.
-        scheduler.levels = (timestep / timestep.max().clamp(min=1e-12)).clamp(max=1.0) if told else None
+        scheduler.levels = None
+        if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape[1] > 1:
+            # The most there is is the step's own: no pipeline conditions every token.
+            scheduler.levels = (timestep / timestep.max().clamp(min=1e-12)).clamp(max=1.0)
 
     handle = transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -138,7 +139,8 @@ class FlowMatchHeunScheduler(FlowMatchPlanScheduler):
         self.timesteps = entries * self.config.num_train_timesteps
         self.num_inference_steps = len(entries)
         self.step_starts = tuple(range(0, len(entries), 2))
-        self.entry, self.before = 0, None
+        self.entry = 0
+        self.before: tuple[Tensor, Tensor] | None = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         self.entry = begin_index
