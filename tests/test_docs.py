@@ -28,8 +28,8 @@ def test_architecture_is_short() -> None:
 
 def test_every_file_that_is_named_exists() -> None:
     inside = [ROOT, ROOT / "modules", ROOT / "modules" / "ltx", ROOT / "modules" / "video_models"]
-    inside += [ROOT / "modules" / "ltx" / "hosts"]
-    for name in re.findall(r"[\w/]+\.(?:py|md|txt|toml)\b", README + ARCHITECTURE):
+    inside += [ROOT / "modules" / "ltx" / "hosts", ROOT / "extensions" / "selfrefiner"]
+    for name in re.findall(r"[\w/-]+\.(?:py|md|txt|toml)\b", README + ARCHITECTURE):
         assert any((folder / name).exists() for folder in inside), name
 
 

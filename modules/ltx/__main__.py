@@ -109,7 +109,8 @@ def generate(args: argparse.Namespace) -> None:
     console = Console(stderr=True)
     bar = Bar(console)
     host = _host(args, on_event=bar.show)
-    settled = settle(request_of(args), host)
+    request = request_of(args)
+    settled = settle(request, host)
     path, encoding = _target(args.output), _encoding(args)
     check_writable(path.parent if path else host.settings.outputs)
     if console.is_terminal:
@@ -118,6 +119,8 @@ def generate(args: argparse.Namespace) -> None:
         from modules.ltx.ltx_process import run  # torch and diffusers: seconds
 
         _quiet_libraries()
+        if args.compare:
+            return _compared(request, host, path, encoding)
         state = run(settled, host, path=path, encoding=encoding)
     if state.media is None:
         raise LTXError("the run ended without a file")
@@ -128,6 +131,16 @@ def generate(args: argparse.Namespace) -> None:
         print_json({**state.media.to_json(), "seed": state.seed, "timings": timings, "plan": state.plan.to_json()})
         return
     print(state.media.path)
+
+
+def _compared(request: Any, host: Any, path: Path | None, encoding: Any) -> None:
+    """The job twice, off and on, and both side by side; the path of that is the last line of stdout."""
+    from modules.ltx.compare import both, compare
+
+    plans = both(request, host)
+    target = path or host.output_path(plans[1].caps, plans[1].seed)
+    compare(plans, host, path=target, encoding=encoding)
+    print(target)
 
 
 def _target(output: str | None) -> Path | None:

@@ -28,6 +28,10 @@ GROUPS = {
             "stg_blocks",
         ),
     ),
+    "self-refiner": (
+        *("self_refine", "self_refine_plan", "self_refine_preset", "self_refine_threshold", "self_refine_certain"),
+        *("self_refine_decide", "self_refine_guidance", "self_refine_map"),
+    ),
     "schedule and decoding": ("sampler_shift", "decode_timestep", "image_cond_noise_scale"),
 }
 SPECIAL = ("model", "variant", "prompt", "dynamic_shift", "audio")
@@ -111,7 +115,7 @@ def _add(group: Any, option: Option) -> None:
         return
     shown = f" (default {default})" if default else ""
     allowed = "" if option.kind == "str" else f": {option.allowed()}"
-    metavar = {"int": "N", "float": "X", "list": "N,N"}.get(option.kind, "TEXT")
+    metavar = {"int": "N", "float": "X", "list": "N,N", "choice": "NAME"}.get(option.kind, "TEXT")
     group.add_argument(option.flag, dest=option.name, metavar=metavar, help=f"{option.help}{allowed}{shown}")
 
 
@@ -129,6 +133,9 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for names of ours")
     group.add_argument("--crf", metavar="N", help="quality of the mp4, 0 (lossless) to 51 (default 18)")
     group.add_argument("--png", action="store_true", help="write every frame as PNG, too")
+    group.add_argument(
+        "--compare", action="store_true", help="make it with the self-refiner off and on, and both side by side"
+    )
     group.add_argument("--no-thumbnail", action="store_true", help="write no thumbnail")
 
 

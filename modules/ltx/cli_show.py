@@ -139,7 +139,8 @@ class Bar:
             self._phase = event.phase
             self._progress.reset(self._task, total=event.of or None, description=PHASES[event.phase])
         left = "left in this phase" if event.of else ""
-        evals = f"evaluation {event.evaluations} of {event.planned}" if event.planned else ""
+        again = f", pass {event.run} of {event.runs}" if event.runs > 1 else ""
+        evals = f"evaluation {event.evaluations} of {event.planned}{again}" if event.planned else ""
         self._progress.update(self._task, completed=event.step, total=event.of or None, evals=evals, left=left)
         if event.message and event.phase != "load":
             self._progress.console.print(f"- {event.message}", markup=False)

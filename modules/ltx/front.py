@@ -19,7 +19,7 @@ from modules.ltx.request import Request
 def settle(request: Request, host: Host) -> Plan:
     """The plan of a request on this host. Reads configs and images, never weights; looks for LoRA files."""
     caps, notes = resolve(request, host)
-    settled = plan(request, caps, notes)
+    settled = plan(request, caps, notes, host.denoise_callback())
     for image in settled.images:
         load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
     for lora in settled.stages[0].loras:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
 from modules.ltx.state import Event
@@ -45,6 +46,9 @@ class Host(Protocol):
 
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
         """Run the base pass (stage 1). The host may add what it adds to every generation."""
+
+    def denoise_callback(self) -> DenoiseCallback | None:
+        """The registered self-refiner; None where the extension is missing. Costs no torch."""
 
     def free(self, phase: str) -> None:
         """Give memory back at the boundary behind `phase`; "tile" comes often and should be cheap."""

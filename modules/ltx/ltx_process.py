@@ -42,7 +42,7 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
         plan = plan.with_seed(seed)
         target, encoding = path or host.output_path(plan.caps, seed), encoding or Encoding()
         # Looks whether the names are free: better known now than when the frames are there.
-        Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail)
+        Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
         state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
         finish: stages.Stage = partial(write, path=target, encoding=encoding)
         job: list[tuple[str, stages.Stage]] = [("load", load), *stages.ordered(plan), ("decode", finish)]
@@ -52,6 +52,13 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
                 host.free(phase)
             state = replace(state, timings=(*state.timings, Timing(phase, clock())))
         return state
+
+
+def map_names(plan: Plan) -> list[str]:
+    """The pictures of uncertainty that a plan makes: one a refined stage."""
+    if plan.refiner is None or not plan.refiner.map:
+        return []
+    return [f"{stage.name}-uncertainty" for stage in plan.stages if max(stage.passes, default=1) > 1]
 
 
 def load(state: State, host: Host) -> State:
@@ -113,11 +120,13 @@ def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
             metadata=metadata(state, host, digests),
             encoding=encoding,
             on_frame=on_frame,
+            pictures={f"{done.stage}-uncertainty": done.picture for done in state.refined if done.picture is not None},
         )
     media = Media(
         path=written.path,
         thumbnail=written.thumbnail,
         frames_folder=written.frames_dir,
+        maps=written.pictures,
         width=written.width,
         height=written.height,
         frames=written.frames,
@@ -152,6 +161,7 @@ def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[
         "request": plan.request.to_json(),
         "plan": plan.to_json(),
         "notes": list(state.notes),
+        **({"self_refiner": {done.stage: done.rows for done in state.refined}} if state.refined else {}),
         "media": {at.path: file_digest(Path(at.path)) for at in plan.images},
         "machine": dict(host.machine()),
         "latents": {"video_sha256": digests[0], "audio_sha256": digests[1]},

@@ -24,6 +24,7 @@ from av.packet import Packet
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.media_files import Outputs
@@ -93,6 +94,7 @@ class Written:
     height: int
     duration: float
     sample_rate: int | None
+    pictures: tuple[Path, ...] = ()
 
 
 def write_video(
@@ -104,13 +106,15 @@ def write_video(
     metadata: Mapping[str, object],
     encoding: Encoding = Encoding(),
     on_frame: Callable[[int], None] | None = None,
+    pictures: Mapping[str, Image] | None = None,
 ) -> Written:
     """Encodes `frames` to the mp4 at `path`, replacing an mp4 of that name, and says what was written.
 
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
     `on_frame(count)` runs after each encoded frame and may raise to cancel. Beside the video go
-    `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them.
+    `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as
+    `<stem>-<name>.png`.
 
     Whatever is raised, by `frames` and `on_frame` too, leaves nothing new behind. Raises RequestError
     for values that cannot be written, HostError where disk or PyAV build fail, LTXError for frames or
@@ -122,7 +126,7 @@ def write_video(
     if not path.parent.is_dir():
         raise HostError(f"The folder {path.parent} does not exist; create it or choose another.")
     with _host_errors(path.parent):
-        outputs = Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail)
+        outputs = Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=pictures or ())
     size, images = checked_images(frames)
     with ExitStack() as stack:
         stack.callback(outputs.discard)
@@ -137,6 +141,8 @@ def write_video(
                 on_frame(index + 1)
         with _host_errors(path.parent):
             movie.finish()
+            for name, picture in (pictures or {}).items():
+                outputs.add_picture(name, picture)
             outputs.publish()
     return Written(
         path=path,
@@ -148,6 +154,7 @@ def write_video(
         height=size[1],
         duration=float(movie.frames / rate),
         sample_rate=None if sound is None else sound.rate,
+        pictures=tuple(outputs.pictures.values()),
     )
 
 

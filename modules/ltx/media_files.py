@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,19 +23,22 @@ from modules.ltx.errors import HostError, RequestError
 from modules.ltx.media_in import top_level_boxes
 
 THUMBNAIL_SIDE = 512
-_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg)?", re.DOTALL)
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg|\.png)?", re.DOTALL)
 
 
 class Outputs:
     """The video and what goes beside it: hidden until `publish`, removed where that is not reached."""
 
-    def __init__(self, path: Path, *, png_frames: bool, thumbnail: bool) -> None:
+    def __init__(self, path: Path, *, png_frames: bool, thumbnail: bool, pictures: Iterable[str] = ()) -> None:
+        """`pictures` names PNGs that go beside the video, as STEM-NAME.png."""
         self._token = secrets.token_hex(6)
         self.video = path
         self.thumbnail = path.with_suffix(".jpg") if thumbnail else None
         self.frames_dir = path.with_name(f"{path.stem}-frames") if png_frames else None
+        self.pictures = {name: path.with_name(f"{path.stem}-{name}.png") for name in pictures}
         # The video comes last: where it stands, all that belongs to it does.
-        self._all = [p for p in (self.frames_dir, self.thumbnail, self.video) if p is not None]
+        every = (self.frames_dir, self.thumbnail, *self.pictures.values(), self.video)
+        self._all = [p for p in every if p is not None]
         if self.video.suffix.lower() != ".mp4":
             raise RequestError(f"{self.video.name} is no name for an mp4; end it in .mp4.")
         for final in self._all:
@@ -59,6 +63,9 @@ class Outputs:
             small = Image.fromarray(image)
             small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             small.save(self.temp(self.thumbnail), "JPEG", quality=90)
+
+    def add_picture(self, name: str, image: Image.Image) -> None:
+        image.save(self.temp(self.pictures[name]), "PNG", optimize=True)
 
     def publish(self) -> None:
         require_whole(self.temp(self.video))

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modules.ltx import recipe
+from modules.ltx import denoise, recipe
+from modules.ltx.denoise import DenoiseCallback, RefinerPlan
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
-from modules.ltx.ltx_util import get_frames, latent_index
+from modules.ltx.ltx_util import get_frames, latent_index, token_count
 from modules.ltx.request import ImageAt, Request
 
 
@@ -64,10 +65,24 @@ class StagePlan:
         return sum(self.passes)
 
     @property
+    def tokens(self) -> int:
+        """Latent tokens of its clip: what one evaluation costs, to first order."""
+        return token_count(self.width, self.height, self.frames)
+
+    @property
     def uses_cfg(self) -> bool:
         """Whether it needs the negative prompt: CFG runs where the video's or the sound's scale is above 1."""
         guidance = self.guidance
         return guidance is not None and max(guidance.guidance_scale, guidance.audio_guidance_scale) > 1.0
+
+    @property
+    def streams(self) -> int:
+        """How often the transformer sees the clip in one evaluation: four with all guidance, one with none."""
+        g = self.guidance
+        if g is None:
+            return 1
+        modality = max(g.modality_scale, g.audio_modality_scale) > 1.0
+        return 1 + self.uses_cfg + bool(g.stg_blocks) + modality
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ class Plan:
     decode: DecodePlan
     notes: tuple[str, ...]
     image_cond_noise_scale: float | None = None
+    refiner: RefinerPlan | None = None  # the self-refiner's settings; None: off
 
     @property
     def evaluations(self) -> int:
@@ -114,6 +130,17 @@ class Plan:
     def needs_negative(self) -> bool:
         """Whether any stage runs classifier-free guidance, for video or for sound."""
         return any(stage.uses_cfg for stage in self.stages)
+
+    @property
+    def refiner_cost(self) -> int:
+        """Per cent of the job's denoising that the self-refiner adds at most: by streams and by tokens."""
+        plain = sum(len(stage.sigmas) * stage.streams * stage.tokens for stage in self.stages)
+        reuse = self.refiner is not None and self.refiner.guidance == "reuse"
+        more = sum(
+            (stage.evaluations - len(stage.sigmas)) * (1 if reuse else stage.streams) * stage.tokens
+            for stage in self.stages
+        )
+        return round(100 * more / plain)
 
     def with_seed(self, seed: int) -> Plan:
         """The same plan with its seed settled, in the request too."""
@@ -137,14 +164,20 @@ class Plan:
             "images": [asdict(image) for image in self.images],
             "audio_from": self.audio_from,
             "evaluations": self.evaluations,
+            "refiner": None if self.refiner is None else {**asdict(self.refiner), "cost_percent": self.refiner_cost},
             "decode": asdict(self.decode),
             "memory": recipe.memory_gb(self.caps),
             "notes": list(self.notes),
         }
 
 
-def plan(request: Request, caps: Caps, notes: Iterable[str] = ()) -> Plan:
-    """Every choice of a job. Raises RequestError for what `caps` cannot do; `notes` are put behind the first."""
+def plan(
+    request: Request, caps: Caps, notes: Iterable[str] = (), denoise_callback: DenoiseCallback | None = None
+) -> Plan:
+    """Every choice of a job. Raises RequestError for what `caps` cannot do; `notes` are put behind the first.
+
+    `denoise_callback` is the host's self-refiner, if it has one.
+    """
     if caps.unavailable:
         raise RequestError(f"{caps.label}: cannot run here: {'; '.join(caps.unavailable)}.")
     _refuse_unsupported(request, caps)
@@ -153,6 +186,8 @@ def plan(request: Request, caps: Caps, notes: Iterable[str] = ()) -> Plan:
     images = _images(request, caps, frames)
     fps = request.fps or caps.default_fps
     stages, stage_notes = _stages(request, caps, sizes, frames)
+    refinement = denoise.settle(request, denoise_callback, {s.name: s.sigmas for s in stages if s.sigmas})
+    stages = tuple(replace(s, passes=(refinement.passes or {}).get(s.name, s.passes)) for s in stages)
     settled = Plan(
         caps=caps,
         request=request,
@@ -169,8 +204,10 @@ def plan(request: Request, caps: Caps, notes: Iterable[str] = ()) -> Plan:
         decode=_decode(request, caps),
         notes=(),
         image_cond_noise_scale=_noise_on_images(request, caps),
+        refiner=refinement.settings,
     )
     found = [*notes, *sizes.notes, *_frame_notes(request, frames), *stage_notes, *_prompt_notes(settled)]
+    found += [*refinement.notes, *_refiner_notes(settled)]
     return replace(settled, notes=(_headline(settled), *found))
 
 
@@ -322,6 +359,17 @@ def _headline(settled: Plan) -> str:
     sound = "with sound" if settled.audio_from else "without sound"
     size = f"{settled.width}x{settled.height}"
     return f"you get {size}, {settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
+
+
+def _refiner_notes(settled: Plan) -> list[str]:
+    """What the self-refiner costs, before it is paid."""
+    if settled.refiner is None:
+        return []
+    counts = [(s.evaluations, len(s.sigmas)) for s in settled.stages if s.sigmas]
+    if all(made == plain for made, plain in counts):
+        return [f"self-refiner: {settled.refiner.text} refines no step here"]
+    said = " + ".join(f"{made} evaluations instead of {plain}" if made > plain else f"{made}" for made, plain in counts)
+    return [f"self-refiner {settled.refiner.text}: {said}, {settled.refiner_cost} % more denoising at most"]
 
 
 def _frame_notes(request: Request, frames: int) -> list[str]:

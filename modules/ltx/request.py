@@ -22,7 +22,7 @@ MAX_PROMPT = 1_000_000  # characters; the tokenizer cuts far earlier, this only 
 
 @dataclass(frozen=True)
 class Option:
-    """How one field of `Request` is shown and checked. `kind` is one of int, float, bool, str, list."""
+    """How one field of `Request` is shown and checked. `kind` is one of int, float, bool, str, list, choice."""
 
     name: str
     kind: str
@@ -31,9 +31,12 @@ class Option:
     low: float | None = None
     high: float | None = None
     unit: str = ""
+    choices: tuple[str, ...] = ()
 
     def allowed(self) -> str:
         """The range in words, for help texts and error sentences."""
+        if self.choices:
+            return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
         kind = words.get(self.kind, "a comma-separated list of whole numbers")
         unit = f" {self.unit}" if self.unit else ""
@@ -47,7 +50,7 @@ class Option:
         if value is None:
             return None
         parsed = _PARSERS[self.kind](value)
-        if parsed is None:
+        if parsed is None or (self.choices and parsed not in self.choices):
             raise RequestError(f"{self.flag} {value!r}: not valid; it takes {self.allowed()}.")
         for number in parsed if isinstance(parsed, tuple) else (parsed,):
             if self.low is not None and self.high is not None and not self.low <= number <= self.high:
@@ -97,7 +100,14 @@ def _ints(value: object) -> tuple[int, ...] | None:
     return None if None in numbers else tuple(n for n in numbers if n is not None)
 
 
-_PARSERS: Mapping[str, Any] = {"int": _int, "float": _float, "bool": _bool, "str": _text, "list": _ints}
+_PARSERS: Mapping[str, Any] = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "str": _text,
+    "list": _ints,
+    "choice": _text,
+}
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,11 @@ def option(
     between: tuple[float, float] | None = None,
     flag: str = "",
     unit: str = "",
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries its own `Option` declaration (without the name, which follows)."""
     low, high = between if between is not None else (None, None)
-    declared = {"kind": kind, "help": help, "flag": flag, "low": low, "high": high, "unit": unit}
+    declared = {"kind": kind, "help": help, "flag": flag, "low": low, "high": high, "unit": unit, "choices": choices}
     return field(default=default, metadata={"option": declared})
 
 
@@ -179,6 +190,33 @@ class Request:
     decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
     image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
     audio: bool = option("bool", "write sound where the model makes it", default=True)
+
+    self_refine: str | None = option(
+        "choice",
+        "self-refiner: predict chosen steps several times; p1 and p2 measure agreement, p1 is the one to start with",
+        choices=("off", "p1", "p2", "p2-wan2gp"),
+    )
+    self_refine_plan: str | None = option(
+        "str", "which steps take how many evaluations in all, as 2-6:2 or 2-6:2;1-2:2 (`;` begins stage 2)"
+    )
+    self_refine_preset: str | None = option(
+        "choice", "a plan by name", choices=("light", "light-both", "strong", "strong-both", "paper")
+    )
+    self_refine_threshold: float | None = option(
+        "float", "predictions nearer than this agree (default 0.1; 0: never)", between=(0, 1)
+    )
+    self_refine_certain: float | None = option(
+        "float", "share of the video that must agree to end a step early (default 0.999)", between=(0, 1)
+    )
+    self_refine_decide: str | None = option(
+        "choice", "what must agree (default video)", choices=("video", "both", "any")
+    )
+    self_refine_guidance: str | None = option(
+        "choice",
+        "full, or reuse: further passes keep the first one's guidance (default full)",
+        choices=("full", "reuse"),
+    )
+    self_refine_map: bool = option("bool", "also write a picture of where the model was uncertain", default=False)
 
     images: tuple[ImageAt, ...] = ()
     loras: tuple[Lora, ...] = ()

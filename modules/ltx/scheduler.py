@@ -41,7 +41,7 @@ class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[m
         self.num_inference_steps = len(self.planned)
         self.timesteps = sigma * self.config.num_train_timesteps
         self.sigmas = torch.cat([sigma, sigma.new_zeros(1)])
-        self._step_index = None
+        self._step_index: int | None = None
         self._begin_index = None
 
 

@@ -27,6 +27,7 @@ from modules.ltx.state import Event, State
 
 MAX_IMAGES = 32  # uploads kept; the oldest goes first
 MAX_JOBS = 20  # finished jobs whose videos can still be asked for
+_SHOWN = ("phase", "step", "of", "evaluations", "planned", "run", "runs")  # of an Event, to the page
 UNEXPECTED = "something went wrong that this program has no words for; the terminal of the server shows what"
 
 MakeHost = Callable[[Callable[[Event], None]], EmbeddedHost]
@@ -102,7 +103,7 @@ class Job:
         return bool(self.events[-1]["state"] == "running")
 
     def show(self, event: Event) -> None:
-        told = {name: getattr(event, name) for name in ("phase", "step", "of", "evaluations", "planned")}
+        told = {name: getattr(event, name) for name in _SHOWN}
         words = {"label": PHASES.get(event.phase, event.phase), "message": in_words(event.message)}
         self.events.append({"state": "running", **told, **words})
 

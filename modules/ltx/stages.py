@@ -7,7 +7,7 @@ host's pipeline, and returns the state moved on. It decides nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from modules.ltx import borrow
+from modules.ltx.denoise import Attached
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import centre_box, seed_for
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.scheduler import planned
-from modules.ltx.state import Embeds, Event, State
+from modules.ltx.state import Embeds, Event, Refinement, State
 from modules.video_models.video_overrides import Start, call_args
 
 Stage = Callable[[State, Host], State]
@@ -86,17 +87,17 @@ def _cut_off(tokenizer: Any, plan: Plan) -> str:
 
 def sample(state: State, host: Host, *, stage: StagePlan) -> State:
     """The base pass: from noise to latents, through the host."""
-    with _ready(state, host, stage) as (pipe, args):
+    with _ready(state, host, stage) as (pipe, args, attached):
         output = host.base_pass(pipe, args | call_args(state.plan, stage, images=_cropped(state, stage)))
-        return _sampled(state, stage, pipe, output)
+        return _refined(_sampled(state, stage, pipe, output), stage, attached)
 
 
 def refine(state: State, host: Host, *, stage: StagePlan) -> State:
     """Stage 2: the upsampled latents partly re-noised and finished at full size; sound goes along."""
     start = Start(state.video_latents, state.audio_latents)
-    with _ready(state, host, stage) as (pipe, args):
+    with _ready(state, host, stage) as (pipe, args, attached):
         output = pipe(**args, **call_args(state.plan, stage, images=_cropped(state, stage), start=start))
-        return _sampled(state, stage, pipe, output)
+        return _refined(_sampled(state, stage, pipe, output), stage, attached)
 
 
 def upsample(state: State, host: Host, *, stage: StagePlan) -> State:
@@ -126,8 +127,9 @@ def _resized(latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 @contextmanager
-def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The stage's pipeline with its own scheduler, LoRA and cancel hook, and the arguments every call has."""
+def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, dict[str, Any], Attached | None]]:
+    """The stage's pipeline with its own scheduler, LoRA and cancel hook, the arguments every call has, and the
+    self-refiner where the plan has it work."""
     plan = state.plan
     with ExitStack() as borrowed:
         pipe = borrowed.enter_context(host.pipeline(plan.caps, stage.pipeline))
@@ -136,15 +138,43 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
         sigmas = (*stage.scheduler.skipped, *stage.sigmas)
         borrowed.enter_context(borrow.scheduler(pipe, planned(pipe.scheduler, sigmas)))
         borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
-        yield (
-            pipe,
-            {
-                **_embeds_args(state, stage, pipe),
-                "generator": torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name)),
-                "callback_on_step_end": _progress(state, host, stage),
-                "callback_on_step_end_tensor_inputs": ["latents"],
-            },
-        )
+        generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name))
+        attached = borrowed.enter_context(_attached(state, host, stage, pipe, generator))
+        args = {
+            **_embeds_args(state, stage, pipe),
+            "generator": generator,
+            "callback_on_step_end": _progress(state, host, stage, attached),
+            "callback_on_step_end_tensor_inputs": ["latents"],
+        }
+        yield pipe, args, attached
+
+
+def _attached(
+    state: State, host: Host, stage: StagePlan, pipe: Any, generator: torch.Generator
+) -> AbstractContextManager[Attached | None]:
+    """The self-refiner around the stage's call; nothing at all where no step is refined."""
+    settings, callback = state.plan.refiner, host.denoise_callback()
+    if settings is None or callback is None or max(stage.passes) == 1:
+        return nullcontext()
+    return callback.attach(
+        pipe,
+        settings,
+        stage.passes,
+        seed=state.seed,
+        purpose=stage.name,
+        denoise_strength=stage.denoise_strength,
+        generator=generator,
+    )
+
+
+def _refined(state: State, stage: StagePlan, attached: Attached | None) -> State:
+    """The state with what the self-refiner tells of the stage."""
+    if attached is None:
+        return state
+    caps = state.plan.caps
+    grid = (stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid
+    done = Refinement(stage.name, attached.told(), attached.picture(*grid))
+    return replace(state, refined=(*state.refined, done))
 
 
 def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
@@ -159,15 +189,27 @@ def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
     return args
 
 
-def _progress(state: State, host: Host, stage: StagePlan) -> Callable[..., dict[str, Any]]:
-    """The pipeline's step callback: one event a step, and the place where a cancel is seen."""
+def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | None) -> Callable[..., dict[str, Any]]:
+    """The pipeline's step callback: one event a pass of a step, and the place where a cancel is seen."""
     steps = len(stage.sigmas)
     phase = "sample" if stage.name == "stage1" else "refine"
     host.emit(Event(phase, 0, steps, state.done, state.plan.evaluations))
 
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        done = state.done + sum(stage.passes[: index + 1])
-        host.emit(Event(phase, index + 1, steps, done, state.plan.evaluations, preview=tensors.get("latents")))
+        step, run, runs = (index, 1, 1) if attached is None else attached.position(index)
+        preview = None if attached is None or runs == 1 else attached.preview()
+        host.emit(
+            Event(
+                phase,
+                step + 1 if run == runs else step,
+                steps,
+                state.done + index + 1,
+                state.plan.evaluations,
+                run=run,
+                runs=runs,
+                preview=tensors.get("latents") if preview is None else preview,
+            )
+        )
         host.poll()
         return {}
 

@@ -51,7 +51,17 @@ class State:
     done: int = 0  # evaluations so far
     notes: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = ()
+    refined: tuple[Refinement, ...] = ()
     media: Media | None = None
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the self-refiner did in one stage: its report as JSON values, and the picture where one was asked for."""
+
+    stage: str
+    rows: list[dict[str, Any]]
+    picture: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Media:
     path: Path
     thumbnail: Path | None
     frames_folder: Path | None
+    maps: tuple[Path, ...]
     width: int
     height: int
     frames: int
@@ -71,7 +82,8 @@ class Media:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; paths as text."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return {**told, "maps": [str(path) for path in self.maps]}
 
 
 @dataclass(frozen=True)
@@ -84,4 +96,6 @@ class Event:
     evaluations: int = 0
     planned: int = 0
     message: str = ""
+    run: int = 1  # which pass of the step, of how many: the self-refiner repeats steps
+    runs: int = 1
     preview: Tensor | None = None  # latents of the running stage, packed or not as its pipeline has them

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx.borrow import check_writable
+from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.errors import Cancelled
-from modules.ltx.hosts import folders, machine, nano
+from modules.ltx.hosts import folders, machine, nano, refiner
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
 from modules.ltx.state import Event
@@ -69,6 +70,15 @@ class EmbeddedHost:
         self._cancelled = threading.Event()
         self._resident: _Resident | None = None
         self._upsamplers: dict[tuple[str, ...], Any] = {}
+        self._callback: DenoiseCallback | None = None
+        refiner.register(self)
+
+    def register(self, callback: DenoiseCallback) -> None:
+        """Keep `callback` as the one that refines; a second one takes its place."""
+        self._callback = callback
+
+    def denoise_callback(self) -> DenoiseCallback | None:
+        return self._callback
 
     @contextmanager
     def lock(self) -> Iterator[None]:
