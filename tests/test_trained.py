@@ -80,3 +80,19 @@ def test_the_audio_parts_keep_pitch_and_side(frames: int) -> None:
         told = judge.listen(heard, sound.RATE, world.path(scene, frames)[:, 0])
         assert told.pitch == scene.shape
         assert told.pan_error < 0.05
+
+
+def test_colour_motion_background_and_sound_are_as_asked_in_two_stages(maker: evaluate.Maker) -> None:
+    # Shapes and sizes are not claimed of text alone yet: docs/nano.md says how often they are right.
+    for row in rows(maker, "distilled, two stages"):
+        assert row["colour"]
+        assert row["motion"]
+        assert row["background"]
+        assert row["pitch"]
+
+
+def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> None:
+    for row in rows(maker, "i2v, two stages"):
+        assert row["all"]
+        assert row["pitch"]
+        assert row["psnr_first"] > 24
