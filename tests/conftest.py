@@ -15,6 +15,7 @@ from modules.ltx.front import settle
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
+from tests.seam_kit import Bench
 
 # As small as every class allows: two latent frames of 2x2 tokens.
 SMALL: dict[str, object] = {
@@ -57,3 +58,16 @@ def planned(host: EmbeddedHost) -> Callable[..., Plan]:
         return settle(Request.parse(SMALL | {"model": model, "seed": 1} | options), host)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bench(cache: Path) -> Callable[[str], Bench]:
+    """`bench(kind)`: a pipeline class to attach the self-refiner to, built once."""
+    built: dict[str, Bench] = {}
+
+    def get(kind: str) -> Bench:
+        if kind not in built:
+            built[kind] = Bench(kind, cache)
+        return built[kind]
+
+    return get

@@ -18,22 +18,11 @@ from extensions.selfrefiner.seam import Refiner, Session, attach
 from modules.ltx.hosts import nano
 from modules.ltx.ltx_util import DISTILLED_SIGMAS
 from modules.ltx.scheduler import planned
-from tests.guidance_kit import UNGUIDED
+from tests.guidance_kit import GUIDED, UNGUIDED
 
 CLASSES_2 = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
 CLASSES_09 = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
-FOUR_WAY = {
-    "guidance_scale": 3.0,
-    "stg_scale": 1.0,
-    "modality_scale": 3.0,
-    "guidance_rescale": 0.7,
-    "audio_guidance_scale": 7.0,
-    "audio_stg_scale": 1.0,
-    "audio_modality_scale": 3.0,
-    "audio_guidance_rescale": 0.7,
-    "spatio_temporal_guidance_blocks": [4],
-    "negative_prompt": "",
-}
+FOUR_WAY = {**GUIDED, "negative_prompt": ""}
 PLAIN = (1,) * 8
 
 

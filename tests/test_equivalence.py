@@ -26,6 +26,7 @@ from modules.ltx.ltx_util import seed_for
 from modules.ltx.media_in import load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import State
+from tests.guidance_kit import GUIDED as FOUR_WAY
 from tests.guidance_kit import UNGUIDED as IDENTITY
 
 Planned = Callable[..., Plan]
@@ -37,17 +38,6 @@ SIZE = {
     "frame_rate": 24.0,
     "prompt": PROMPT,
     "max_sequence_length": 64,
-}
-FOUR_WAY = {
-    "guidance_scale": 3.0,
-    "stg_scale": 1.0,
-    "modality_scale": 3.0,
-    "guidance_rescale": 0.7,
-    "audio_guidance_scale": 7.0,
-    "audio_stg_scale": 1.0,
-    "audio_modality_scale": 3.0,
-    "audio_guidance_rescale": 0.7,
-    "spatio_temporal_guidance_blocks": [4],
 }
 
 

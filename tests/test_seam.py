@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,25 +15,10 @@ from extensions.selfrefiner.seam import Refiner
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_util import DISTILLED_SIGMAS
 from modules.ltx.samplers import FlowMatchAncestralScheduler, FlowMatchHeunScheduler, sampler
-from tests.seam_kit import CLASSES_09, CLASSES_2, PLAIN, Bench, apart, same
+from tests.seam_kit import CLASSES_09, CLASSES_2, PLAIN, apart, same
 
 NEVER = Certainty(threshold=0.0)
 ALWAYS = Certainty(threshold=1e9)
-
-
-@pytest.fixture(scope="module")
-def benches(cache: Path) -> dict[str, Bench]:
-    return {}
-
-
-@pytest.fixture
-def bench(benches: dict[str, Bench], cache: Path) -> Any:
-    def get(kind: str) -> Bench:
-        if kind not in benches:
-            benches[kind] = Bench(kind, cache)
-        return benches[kind]
-
-    return get
 
 
 def planned_passes(text: str, stage: int = 1) -> tuple[int, ...]:

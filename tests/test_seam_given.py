@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,21 +18,6 @@ from modules.ltx.samplers import FlowMatchAncestralScheduler, sampler, watched
 from tests.seam_kit import PLAIN, Bench, picture, same
 
 ASKED = Refiner((1, 1, 3, 3, 1, 2, 2, 1), Certainty(threshold=0.8, certain=0.9), seed=5)
-
-
-@pytest.fixture(scope="module")
-def benches(cache: Path) -> dict[str, Bench]:
-    return {}
-
-
-@pytest.fixture
-def bench(benches: dict[str, Bench], cache: Path) -> Any:
-    def get(kind: str) -> Bench:
-        if kind not in benches:
-            benches[kind] = Bench(kind, cache)
-        return benches[kind]
-
-    return get
 
 
 @contextmanager

@@ -44,16 +44,7 @@ class FlowMatchAncestralScheduler(FlowMatchPlanScheduler):
         twin.stream = "sound"
         return twin
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        # Spelled out: pipelines look at the signature.
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+    def _installed(self) -> None:
         self.generators, self.levels = [], None
 
     def step(
@@ -123,16 +114,7 @@ class FlowMatchHeunScheduler(FlowMatchPlanScheduler):
     """Heun's method: a second evaluation at the next level, and the mean of both velocities. The last step, to 0,
     is Euler's. `step_starts` says which entries of `timesteps` begin a step."""
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        # Spelled out: pipelines look at the signature.
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+    def _installed(self) -> None:
         first, rest, end = self.sigmas[:1], self.sigmas[1:-1], self.sigmas[-1:]
         entries = torch.cat([first, rest.repeat_interleave(2)])
         self.sigmas = torch.cat([entries, end])

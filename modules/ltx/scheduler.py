@@ -43,6 +43,10 @@ class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[m
         self.sigmas = torch.cat([sigma, sigma.new_zeros(1)])
         self._step_index: int | None = None
         self._begin_index = None
+        self._installed()
+
+    def _installed(self) -> None:
+        """The list stands, a call is about to begin: solvers of other kinds set themselves up here."""
 
 
 def planned(theirs: Any, sigmas: Sequence[float]) -> FlowMatchPlanScheduler:
