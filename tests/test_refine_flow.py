@@ -197,6 +197,18 @@ def test_events_metadata_and_map(planned: Planned, cache: Path, tmp_path: Path) 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a-stage1-uncertainty.png", "a.mp4"]
 
 
+def test_the_published_example_runs_and_draws_a_map_of_each_stage(
+    planned: Planned, host: EmbeddedHost, tmp_path: Path
+) -> None:
+    asked = {"self_refine": "p1", "self_refine_plan": "2-8:3;2-4:2", "self_refine_map": True}
+    plan = planned(DISTILLED, steps=8, refine=True, width=128, height=128, **asked)
+    assert sum("not exist" in note for note in plan.notes) == 2
+    state = run(plan, host, path=tmp_path / "new" / "a.mp4", encoding=Encoding(thumbnail=False))
+    assert [(done.stage, len(done.rows)) for done in state.refined] == [("stage1", 6), ("stage2", 1)]
+    made = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert made == ["a-stage1-uncertainty.png", "a-stage2-uncertainty.png", "a.mp4"]
+
+
 def test_the_same_seed_and_plan_give_the_same_latents(planned: Planned, host: EmbeddedHost) -> None:
     plan = planned(DISTILLED, steps=8, self_refine="p2", self_refine_preset="light")
     assert plan.refiner is not None

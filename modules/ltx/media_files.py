@@ -31,7 +31,6 @@ class Outputs:
 
     def __init__(self, path: Path, *, png_frames: bool, thumbnail: bool, pictures: Iterable[str] = ()) -> None:
         """`pictures` names PNGs that go beside the video, as STEM-NAME.png."""
-        self._token = secrets.token_hex(6)
         self.video = path
         self.thumbnail = path.with_suffix(".jpg") if thumbnail else None
         self.frames_dir = path.with_name(f"{path.stem}-frames") if png_frames else None
@@ -39,6 +38,7 @@ class Outputs:
         # The video comes last: where it stands, all that belongs to it does.
         every = (self.frames_dir, self.thumbnail, *self.pictures.values(), self.video)
         self._all = [p for p in every if p is not None]
+        self._tokens = {final: secrets.token_hex(6) for final in self._all}  # two pictures have one suffix
         if self.video.suffix.lower() != ".mp4":
             raise RequestError(f"{self.video.name} is no name for an mp4; end it in .mp4.")
         for final in self._all:
@@ -48,7 +48,7 @@ class Outputs:
     def temp(self, final: Path) -> Path:
         """Where `final` is written until it is complete; [:40] because names have a longest length."""
         suffix = "" if final == self.frames_dir else final.suffix.lower()
-        return final.with_name(f".{self.video.stem[:40]}.{self._token}.part{suffix}")
+        return final.with_name(f".{self.video.stem[:40]}.{self._tokens[final]}.part{suffix}")
 
     def _may_replace(self, final: Path) -> bool:
         """An earlier video and its thumbnail may go; folders, and a picture without a video, may not."""
