@@ -277,7 +277,7 @@ def _ratios(session: Session, timestep: Any) -> Tensor | None:
 @contextlib.contextmanager
 def _marked(pipe: Any, session: Session) -> Iterator[None]:
     """`pipe.progress_bar` is the last thing a pipeline calls before its loop: the first round starts there."""
-    theirs = pipe.progress_bar
+    theirs, own = pipe.progress_bar, vars(pipe).get("progress_bar")
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         session.mark()
@@ -287,4 +287,6 @@ def _marked(pipe: Any, session: Session) -> Iterator[None]:
         pipe.progress_bar = progress_bar
         yield
     finally:
-        del pipe.progress_bar
+        vars(pipe).pop("progress_bar", None)
+        if own is not None:  # a host's own
+            pipe.progress_bar = own

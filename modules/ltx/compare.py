@@ -6,7 +6,7 @@ Knows files and runs; what is compared is in the two plans.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from modules.ltx.ltx_process import run
 from modules.ltx.ltx_util import random_seed
 from modules.ltx.media import Encoding, write_video
 from modules.ltx.plan import Plan
-from modules.ltx.request import Request
+from modules.ltx.request import Request, default_of
 from modules.ltx.state import State
 
 NAMES = ("off", "on")
@@ -34,18 +34,8 @@ def both(request: Request, host: Host) -> tuple[Plan, Plan]:
     on = settle(replace(request, seed=seed), host)
     if on.refiner is None or on.evaluations == sum(len(stage.sigmas) for stage in on.stages):
         raise RequestError("--compare: nothing is refined, so there is nothing to compare; add --self-refine p1.")
-    plain = replace(
-        request,
-        seed=seed,
-        self_refine="off",
-        self_refine_plan=None,
-        self_refine_preset=None,
-        self_refine_threshold=None,
-        self_refine_certain=None,
-        self_refine_decide=None,
-        self_refine_guidance=None,
-        self_refine_map=False,
-    )
+    unset = {f.name: default_of(f.name) for f in fields(Request) if f.name.startswith("self_refine_")}
+    plain = replace(request, seed=seed, self_refine="off", **unset)
     return settle(plain, host), on
 
 

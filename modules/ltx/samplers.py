@@ -6,7 +6,6 @@ some tokens are given: noise on a clean token would destroy it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.ltx_util import seed_for
-from modules.ltx.scheduler import FlowMatchPlanScheduler
+from modules.ltx.scheduler import FlowMatchPlanScheduler, planned
 
 NOISE_SEED_OFFSET = (
     10000  # Lightricks/LTX-2 ltx_pipelines: the ancestral sampler's generator is seeded with seed + 10000
@@ -151,6 +150,4 @@ def _answer(sample: Tensor, return_dict: bool) -> Any:
 
 def sampler(theirs: Any, kind: type[FlowMatchPlanScheduler], sigmas: Sequence[float]) -> Any:
     """A fresh scheduler of `kind` for one stage, with `theirs`' config but no shift of any kind."""
-    from modules.ltx.scheduler import planned
-
-    return kind.from_config(copy.deepcopy(planned(theirs, sigmas).config)).install(sigmas)
+    return kind.from_config(planned(theirs, sigmas).config).install(sigmas)
