@@ -20,8 +20,20 @@ from torch import Tensor
 
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from nano import pool, prompts
+from nano.half import Compiled, Half
 from nano.pool import Kind, Pool
-from nano.transformer import KINDS, LARGE, SMALL, SOUND_WEIGHT, Batch, Dev, Half, draw_mode, make_batch, new_transformer
+from nano.transformer import (
+    KINDS,
+    LARGE,
+    OFTEN,
+    SMALL,
+    SOUND_WEIGHT,
+    Batch,
+    Dev,
+    draw_mode,
+    make_batch,
+    new_transformer,
+)
 from nano.upsampler import unpack
 
 GUIDANCE = 3.0
@@ -69,14 +81,17 @@ class FromDev(Dev):
         stage2: Stage2,
         steps: int,
         kinds: Sequence[Kind] = tuple(KINDS),
+        *,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(pools, steps, kinds)
+        super().__init__(pools, steps, kinds, compiled=compiled)
         teacher = new_transformer()
         for model in (self.transformer, teacher):
             model.load_state_dict(weights["transformer"])
         self.connectors.load_state_dict(weights["connectors"])
         self.connectors.requires_grad_(False)
-        self.teacher = Half(teacher.requires_grad_(False))
+        teacher.requires_grad_(False)
+        self.teacher = Compiled(teacher, OFTEN) if compiled else Half(teacher)
         self.stage2 = stage2
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
@@ -126,15 +141,21 @@ class Distilled(FromDev):
     name = "distilled"
 
     def __init__(
-        self, pools: Path, weights: Mapping[str, Mapping[str, Tensor]], stage2: Stage2, steps: int = 1200
+        self,
+        pools: Path,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        stage2: Stage2,
+        steps: int = 1200,
+        *,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(pools, weights, stage2, steps)
+        super().__init__(pools, weights, stage2, steps, compiled=compiled)
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         if rng.random() < 0.25:
             seen, heard = self.refine_loss(rng)
             return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach())}
-        kind, columns, said = self.draw(rng, _TOKENS)
+        kind, columns, said = self.draw(rng, rng, _TOKENS)
         shares = np.array([share for share, _ in _INTERVALS])
         which = int(rng.choice(len(shares), p=shares / shares.sum()))
         first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
@@ -154,11 +175,17 @@ class Lora(FromDev):
     lr = 2e-3
 
     def __init__(
-        self, pools: Path, weights: Mapping[str, Mapping[str, Tensor]], stage2: Stage2, steps: int = 900
+        self,
+        pools: Path,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        stage2: Stage2,
+        steps: int = 900,
+        *,
+        compiled: bool = False,
     ) -> None:
         from peft import LoraConfig
 
-        super().__init__(pools, weights, stage2, steps, kinds=(SMALL, LARGE))
+        super().__init__(pools, weights, stage2, steps, kinds=(SMALL, LARGE), compiled=compiled)
         self.transformer.requires_grad_(False)
         config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=list(LORA_LAYERS))
         self.transformer.add_adapter(config)

@@ -19,7 +19,7 @@ RATE = 16000
 HOP = 800
 MEL_BINS = 16
 # By frames of a clip: 4 L - 3, for the L = round(frames / 24 * 16000 / 740 / 4) latents that pipelines ask for.
-MEL_FRAMES = {25: 21, 49: 41}
+MEL_FRAMES = {9: 5, 25: 21, 49: 41}
 PITCH = {"ball": 440.0, "square": 660.0, "triangle": 880.0}
 
 _LOUDNESS = 0.3

@@ -17,23 +17,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from modules.ltx.hosts import nano_parts, nano_text
 from nano import pool
+from nano.half import Compiled, Half
 from nano.pool import Kind, Pool
 
 SMALL = Kind(128, 128, 25)
 LARGE = Kind(256, 256, 25)
-KINDS = {  # clips in the pool, and how often a batch is of it
-    SMALL: (5000, 0.50),
-    Kind(128, 128, 49): (400, 0.08),
-    Kind(192, 128, 25): (200, 0.03),
-    Kind(128, 192, 25): (200, 0.03),
-    LARGE: (700, 0.32),
+SHORT = Kind(256, 256, 9)
+# Clips in the pool, and how often a batch is of it. Shapes are the hardest thing to learn, and hardest where they
+# cover most tokens; short clips show twice as many of them in a batch.
+KINDS = {
+    SMALL: (5000, 0.22),
+    Kind(128, 128, 49): (400, 0.03),
+    Kind(192, 128, 25): (200, 0.02),
+    Kind(128, 192, 25): (200, 0.02),
+    LARGE: (1600, 0.47),
+    SHORT: (4000, 0.20),
     Kind(256, 256, 49): (40, 0.04),
 }
-_TOKENS_PER_BATCH = 64 * 28
+OFTEN = (64, 128, 256, 320)  # tokens of those that are worth compiling for; 320 with a last picture
+_TOKENS_PER_BATCH = 64 * 32
 _DROP_TEXT = 0.12
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
@@ -150,7 +155,7 @@ def make_batch(columns: Mapping[str, Tensor], kind: Kind, sigma: Tensor, mode: s
 
 def draw_mode(rng: np.random.Generator) -> str:
     """What a batch is given, see `make_batch`."""
-    return str(rng.choice(("text", "first", "last", "both"), p=(0.6, 0.22, 0.06, 0.12)))
+    return str(rng.choice(("text", "first", "last", "both"), p=(0.72, 0.15, 0.04, 0.09)))
 
 
 def draw_sigma(rng: np.random.Generator, count: int) -> Tensor:
@@ -179,58 +184,16 @@ def new_connectors() -> Any:
     return connectors.train()
 
 
-class _FloatAttention(TorchFunctionMode):
-    """Attention in float32: the bfloat16 kernel of CPUs is several times slower on its way back."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = dict(kwargs or {})
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **named)
-        query = named.get("query", args[0] if args else None)
-        if not isinstance(query, Tensor) or query.device.type != "cpu":
-            return func(*args, **named)
-        wide = [_float(value) for value in args]
-        return func(*wide, **{key: _float(value) for key, value in named.items()}).to(query.dtype)
-
-
-def _float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-class Half(torch.nn.Module):
-    """Runs a module in bfloat16 on weights kept in float32: matrix products are 2.5 times as fast on CPUs
-    that have them, and small updates are not lost."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        cast = {name: value.bfloat16() for name, value in self.module.named_parameters()}
-        half = [a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        wide = ("timestep", "audio_timestep", "sigma", "video_coords")
-        named = {
-            key: value.bfloat16()
-            if isinstance(value, Tensor) and value.is_floating_point() and key not in wide
-            else value
-            for key, value in kwargs.items()
-        }
-        with _FloatAttention():
-            return torch.func.functional_call(self.module, cast, tuple(half), named)
-
-    @property
-    def rope(self) -> Any:
-        return self.module.rope
-
-
 class Dev:
     name = "dev"
     lr = 6e-3
 
-    def __init__(self, pools: Path, steps: int = 4000, kinds: Sequence[Kind] = tuple(KINDS)) -> None:
+    def __init__(
+        self, pools: Path, steps: int = 4000, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
+    ) -> None:
         self.steps = steps
         self.transformer, self.connectors = new_transformer(), new_connectors()
-        self.half = Half(self.transformer)
+        self.half = Compiled(self.transformer, OFTEN) if compiled else Half(self.transformer)
         self.half_connectors = Half(self.connectors)
         self.text = Text()
         self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind][1]) for kind in kinds]
@@ -239,20 +202,23 @@ class Dev:
         return {"transformer": self.transformer, "connectors": self.connectors}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        kind, columns, said = self.draw(rng, _TOKENS_PER_BATCH)
+        shared = np.random.default_rng(step)  # workers with batches of one sort do not wait for each other
+        kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
         said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
-        mode = draw_mode(rng)
+        mode = draw_mode(shared) if kind != SHORT else "text"
         batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode)
-        video, heard = batch.forward(self.half, self.embed(said), isolate=bool(rng.random() < _ISOLATE))
+        video, heard = batch.forward(self.half, self.embed(said), isolate=bool(shared.random() < _ISOLATE))
         seen = batch.error(video, velocity)
         sound_error = (heard.float() - hiss).square().mean()
         figures = {"video": float(seen.detach()), "sound": float(sound_error.detach())}
         return seen + SOUND_WEIGHT * sound_error, figures
 
-    def draw(self, rng: np.random.Generator, tokens: int) -> tuple[Kind, dict[str, Tensor], list[str]]:
-        """Clips of one size, about `tokens` tokens of them, and their prompts."""
+    def draw(
+        self, shared: np.random.Generator, rng: np.random.Generator, tokens: int
+    ) -> tuple[Kind, dict[str, Tensor], list[str]]:
+        """Clips of one size, which `shared` chooses, about `tokens` tokens of them, and their prompts."""
         shares = np.array([share for _, share in self.pools])
-        chosen = self.pools[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
+        chosen = self.pools[int(shared.choice(len(shares), p=shares / shares.sum()))][0]
         columns, said = chosen.draw(rng, max(2, tokens // math.prod(chosen.kind.grid)))
         return chosen.kind, columns, said
 

@@ -27,6 +27,14 @@ def test_orthogonal_brings_every_singular_value_near_one(shape: tuple[int, int])
     assert values.max() < 1.35
 
 
+def test_matrices_in_a_stack_are_made_orthogonal_each_by_itself() -> None:
+    torch.manual_seed(0)
+    stack = torch.randn(3, 24, 160)
+    together = orthogonal(stack)
+    for matrix, made in zip(stack, together, strict=True):
+        torch.testing.assert_close(made, orthogonal(matrix), atol=2e-2, rtol=0)  # bfloat16 inside
+
+
 def test_muon_solves_what_it_should() -> None:
     torch.manual_seed(0)
     target, inputs = torch.randn(24, 32), torch.randn(256, 32)
@@ -186,6 +194,27 @@ def test_half_precision_on_full_weights_answers_the_same() -> None:
     torch.autograd.backward(answer.square().mean())
     assert model.proj_out.weight.grad is not None
     assert model.proj_out.weight.grad.dtype == torch.float32
+
+
+def test_attention_for_compiled_blocks_is_attention() -> None:
+    torch.manual_seed(0)
+    model = transformer.new_transformer().eval()
+    text = {
+        name: torch.randn(2, 64, width)
+        for name, width in (("encoder_hidden_states", 160), ("audio_encoder_hidden_states", 64))
+    }
+    mask = torch.ones(2, 64)
+    mask[1, :20] = 0
+    text |= {
+        name: (1 - mask[:, None]) * -10000.0 for name in ("encoder_attention_mask", "audio_encoder_attention_mask")
+    }
+    columns = {"video": torch.randn(2, 64, 32), "last": torch.randn(2, 16, 32), "sound": torch.randn(2, 6, 16)}
+    batch, _, _ = transformer.make_batch(columns, pool.Kind(128, 128, 25), torch.tensor([0.5, 0.9]), "text")
+    with torch.no_grad():
+        plain = batch.forward(transformer.Half(model), text)
+        ours = batch.forward(transformer.Compiled(model, often=()), text)
+    for theirs, made in zip(plain, ours, strict=True):
+        assert float((theirs - made).float().norm() / theirs.float().norm()) < 0.02
 
 
 def test_packing_is_the_pipelines() -> None:
