@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.hosts import nano_parts
-from nano import loop, pool, train, transformer
+from nano import half, loop, pool, train, transformer
 from nano.muon import Muon, orthogonal
 
 diffusers = pytest.importorskip("diffusers")
@@ -187,10 +187,10 @@ def test_half_precision_on_full_weights_answers_the_same() -> None:
     batch, _, _ = transformer.make_batch(columns, pool.Kind(128, 128, 25), torch.tensor([0.5]), "both")
     with torch.no_grad():
         full = batch.forward(model, text)
-        half = batch.forward(transformer.Half(model), text)
-    for wide, narrow in zip(full, half, strict=True):
+        halved = batch.forward(half.Half(model), text)
+    for wide, narrow in zip(full, halved, strict=True):
         assert float((wide - narrow.float()).norm() / wide.norm()) < 0.03
-    answer = batch.forward(transformer.Half(model), text)[0].float()
+    answer = batch.forward(half.Half(model), text)[0].float()
     torch.autograd.backward(answer.square().mean())
     assert model.proj_out.weight.grad is not None
     assert model.proj_out.weight.grad.dtype == torch.float32
@@ -205,14 +205,12 @@ def test_attention_for_compiled_blocks_is_attention() -> None:
     }
     mask = torch.ones(2, 64)
     mask[1, :20] = 0
-    text |= {
-        name: (1 - mask[:, None]) * -10000.0 for name in ("encoder_attention_mask", "audio_encoder_attention_mask")
-    }
+    text |= dict.fromkeys(("encoder_attention_mask", "audio_encoder_attention_mask"), (1 - mask[:, None]) * -10000.0)
     columns = {"video": torch.randn(2, 64, 32), "last": torch.randn(2, 16, 32), "sound": torch.randn(2, 6, 16)}
     batch, _, _ = transformer.make_batch(columns, pool.Kind(128, 128, 25), torch.tensor([0.5, 0.9]), "text")
     with torch.no_grad():
-        plain = batch.forward(transformer.Half(model), text)
-        ours = batch.forward(transformer.Compiled(model, often=()), text)
+        plain = batch.forward(half.Half(model), text)
+        ours = batch.forward(half.Compiled(model, often=()), text)
     for theirs, made in zip(plain, ours, strict=True):
         assert float((theirs - made).float().norm() / theirs.float().norm()) < 0.02
 

@@ -32,6 +32,10 @@ class Guidance:
 IDENTITY = Guidance()
 # Lightricks/LTX-2 constants.py: MultiModalGuiderParams of LTX_2_PARAMS, video and audio.
 FOUR_WAY = Guidance(3.0, 1.0, 3.0, 0.7, 7.0, 1.0, 3.0, 0.7)
+# Same file, LTX_2_3_HQ_PARAMS: with res_2s, STG is off and guidance rescaled otherwise.
+HQ = replace(FOUR_WAY, stg_scale=0.0, guidance_rescale=0.45, audio_stg_scale=0.0, audio_guidance_rescale=1.0)
+HQ_STEPS = 15
+HQ_LORA = (0.25, 0.5)  # strength in stage 1 and 2: ltx_pipelines ti2vid_two_stages_hq.py and its arguments
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Caps:
     latents_normalized: bool = False  # what travels between stages is normalised (0.9) or not (2.x)
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
 
+    default_sampler: str = "euler"
+    samplers: tuple[str, ...] = ("euler", "euler_ancestral", "gradient_estimation", "heun", "res_2s")
     default_cfg: float = 1.0
     default_steps: int = 8
     default_sampler_shift: float | None = None
@@ -187,6 +193,8 @@ def parents() -> Mapping[str, Caps]:
         generation="0.9.0",
         latents_normalized=True,
         forced_no_dynamic_shift=True,
+        # Their Condition class gives each token its own sigma, which has no step length in common with the others'.
+        samplers=("euler", "euler_ancestral", "gradient_estimation"),
         default_cfg=3.0,
         default_steps=50,
         default_frames=161,
@@ -236,7 +244,8 @@ def parents() -> Mapping[str, Caps]:
         "2.3-dev": dev23,
         "2.3-distilled": _distilled(dev23),
         "2.5-dev": dev25,
-        "2.5-distilled": _distilled(dev25),
+        # ltx_pipelines distilled.py: ancestral Euler in stage 1 from 2.5 on
+        "2.5-distilled": replace(_distilled(dev25), default_sampler="euler_ancestral"),
         "0.9.0-dev": dev090,
         "0.9.1-dev": dev091,
         "0.9.5-dev": dev095,

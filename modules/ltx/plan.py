@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modules.ltx import denoise, recipe
+from modules.ltx import allowed, denoise, recipe, wording
 from modules.ltx.denoise import DenoiseCallback, RefinerPlan
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
-from modules.ltx.ltx_util import get_frames, latent_index, token_count
+from modules.ltx.ltx_util import get_frames, token_count
+from modules.ltx.recipe import EULER
 from modules.ltx.request import ImageAt, Request
 
 
@@ -23,7 +24,7 @@ from modules.ltx.request import ImageAt, Request
 class SchedulerPlan:
     """Which solver runs a stage's sigmas, and where they came from. The list itself is the stage's."""
 
-    sampler: str = "euler"
+    sampler: str = EULER
     source: str = ""  # token-count | anchor-4096 | sampler-shift | distilled | stage2 | linear-quadratic | linear
     shift: float | None = None  # m of the token-count schedule
     skipped: tuple[float, ...] = ()  # head of a schedule that denoise_strength cuts away (0.9 stage 2)
@@ -62,7 +63,12 @@ class StagePlan:
     @property
     def evaluations(self) -> int:
         """Guided predictions of the stage: one loop iteration of the pipeline each."""
-        return sum(self.passes)
+        return sum(self.passes) - len(self.passes) + self.plain_evaluations
+
+    @property
+    def plain_evaluations(self) -> int:
+        """What they would be without the self-refiner: the solver's own."""
+        return len(self.sigmas) + recipe.more_evaluations(self.scheduler.sampler, len(self.sigmas))
 
     @property
     def tokens(self) -> int:
@@ -134,10 +140,10 @@ class Plan:
     @property
     def refiner_cost(self) -> int:
         """Per cent of the job's denoising that the self-refiner adds at most: by streams and by tokens."""
-        plain = sum(len(stage.sigmas) * stage.streams * stage.tokens for stage in self.stages)
+        plain = sum(stage.plain_evaluations * stage.streams * stage.tokens for stage in self.stages)
         reuse = self.refiner is not None and self.refiner.guidance == "reuse"
         more = sum(
-            (stage.evaluations - len(stage.sigmas)) * (1 if reuse else stage.streams) * stage.tokens
+            (stage.evaluations - stage.plain_evaluations) * (1 if reuse else stage.streams) * stage.tokens
             for stage in self.stages
         )
         return round(100 * more / plain)
@@ -180,10 +186,10 @@ def plan(
     """
     if caps.unavailable:
         raise RequestError(f"{caps.label}: cannot run here: {'; '.join(caps.unavailable)}.")
-    _refuse_unsupported(request, caps)
+    allowed.refuse_unsupported(request, caps)
     sizes = recipe.sizes(request, caps)
     frames = get_frames(request.frames or caps.default_frames, caps.frame_ratio)
-    images = _images(request, caps, frames)
+    images = allowed.images(request, caps, frames)
     fps = request.fps or caps.default_fps
     stages, stage_notes = _stages(request, caps, sizes, frames)
     refinement = denoise.settle(request, denoise_callback, {s.name: s.sigmas for s in stages if s.sigmas})
@@ -206,16 +212,18 @@ def plan(
         image_cond_noise_scale=_noise_on_images(request, caps),
         refiner=refinement.settings,
     )
-    found = [*notes, *sizes.notes, *_frame_notes(request, frames), *stage_notes, *_prompt_notes(settled)]
-    found += [*refinement.notes, *_refiner_notes(settled)]
-    return replace(settled, notes=(_headline(settled), *found))
+    found = [*notes, *sizes.notes, *wording.frame_notes(request, frames), *stage_notes]
+    found += wording.prompt_notes(settled)
+    found += [*refinement.notes, *wording.refiner_notes(settled)]
+    return replace(settled, notes=(wording.headline(settled), *found))
 
 
 def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> tuple[tuple[StagePlan, ...], list[str]]:
     """The ordered stages and the notes their numbers need."""
+    solver = recipe.solver(request, caps)
     schedule = recipe.base_schedule(request, caps, sizes.base_width, sizes.base_height, frames)
     guidance = recipe.base_guidance(request, caps)
-    notes = [*schedule.notes, *recipe.guidance_notes(request, guidance)]
+    notes = [*schedule.notes, *solver.notes, *recipe.guidance_notes(request, guidance)]
     loras = tuple(LoraPlan(item.source, item.strength) for item in request.loras)
     stages = [
         StagePlan(
@@ -225,8 +233,9 @@ def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> t
             frames=frames,
             pipeline=caps.pipeline,
             sigmas=schedule.sigmas,
-            scheduler=SchedulerPlan(source=schedule.source, shift=schedule.shift),
+            scheduler=SchedulerPlan(solver.stage1, schedule.source, schedule.shift),
             guidance=guidance,
+            lora=_own_lora(caps, solver.lora_stage1),
             loras=loras,
             noise_scale=1.0,
             use_cross_timestep=caps.use_cross_timestep,
@@ -247,17 +256,22 @@ def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> t
     if request.refine:
         stage2 = recipe.stage2_schedule(request, caps)
         notes += stage2.notes
-        stages.append(_stage2(caps, sizes, frames, stage2, loras))
+        stages.append(_stage2(caps, sizes, frames, stage2, solver))
+        stages[-1] = replace(stages[-1], loras=loras)
     return tuple(stages), notes
 
 
+def _own_lora(caps: Caps, strength: float) -> LoraPlan | None:
+    """The recipe's own LoRA, where the variant has one and the stage runs with it."""
+    if not caps.stage2_dev_lora_repo or strength == 0.0:
+        return None
+    return LoraPlan(caps.stage2_dev_lora_repo, strength, caps.stage2_dev_lora_file)
+
+
 def _stage2(
-    caps: Caps, sizes: recipe.Sizes, frames: int, schedule: recipe.Schedule, loras: tuple[LoraPlan, ...]
+    caps: Caps, sizes: recipe.Sizes, frames: int, schedule: recipe.Schedule, solver: recipe.Solver
 ) -> StagePlan:
     """Stage 2 at the result's size: identity guidance, the stage-2 LoRA for Dev, a fresh scheduler."""
-    lora = None
-    if caps.stage2_dev_lora_repo:
-        lora = LoraPlan(caps.stage2_dev_lora_repo, 1.0, caps.stage2_dev_lora_file)
     return StagePlan(
         name="stage2",
         width=sizes.width,
@@ -265,10 +279,9 @@ def _stage2(
         frames=frames,
         pipeline=caps.stage2_pipeline,
         sigmas=schedule.sigmas,
-        scheduler=SchedulerPlan(source=schedule.source, skipped=schedule.skipped),
+        scheduler=SchedulerPlan(solver.stage2, schedule.source, skipped=schedule.skipped),
         guidance=IDENTITY,
-        lora=lora,
-        loras=loras,
+        lora=_own_lora(caps, solver.lora_stage2),
         noise_scale=schedule.sigmas[0],
         denoise_strength=schedule.denoise_strength,
         use_cross_timestep=caps.use_cross_timestep,
@@ -295,103 +308,3 @@ def _noise_on_images(request: Request, caps: Caps) -> float | None:
         return None
     given = request.image_cond_noise_scale
     return caps.image_cond_noise_scale if given is None else given
-
-
-def _refuse_unsupported(request: Request, caps: Caps) -> None:
-    """An option that a variant does not have is refused, never ignored."""
-    asked = {name for name, value in request.to_json().items() if value not in (False, None)}
-    gates = {
-        "decode_timestep": caps.supports_decode_timestep,
-        "image_cond_noise_scale": caps.supports_image_cond_noise_scale,
-        "dynamic_shift": caps.supports_dynamic_shift,
-        "sampler_shift": caps.supports_sampler_shift or (request.sampler_shift or 0) < 0,
-        "stage2_steps": request.refine,
-        "refine_strength": request.refine and caps.stage2_schedule == "denoise-strength",
-        **dict.fromkeys(recipe.FOUR_WAY_OPTIONS, caps.supports_stg),
-    }
-    for name, supported in gates.items():
-        if name in asked and not supported:
-            raise RequestError(f"--{name.replace('_', '-')}: {caps.label} does not have it; {_instead(name)}.")
-    if request.refine and not caps.supports_two_stage_refine:
-        raise RequestError(f"--refine: {caps.label} has no second stage: {caps.upsampler_why_not}; leave it out.")
-    if (request.upsample or 1.0) > 1.0 and not caps.supports_upsample:
-        raise RequestError(f"--upsample: {caps.label} has no upsampler: {caps.upsampler_why_not}; leave it out.")
-
-
-def _instead(name: str) -> str:
-    if name in ("stage2_steps", "refine_strength"):
-        return "it belongs to --refine" if name == "stage2_steps" else "it belongs to --refine of 0.9.7 and later 0.9"
-    return "leave it out, or take a variant that has it (`models --json` tells)"
-
-
-def _images(request: Request, caps: Caps, frames: int) -> tuple[ImageAt, ...]:
-    """The images of the request, checked against what the variant's class takes."""
-    images = request.images
-    if images and not caps.supports_input_media:
-        raise RequestError(f"--image: {caps.label} makes video from text alone; take its I2V or Condition variant.")
-    if caps.is_i2v and not any(image.frame == 0 for image in images):
-        raise RequestError(f"{caps.label} starts from an image and none was given; add --image FILE or take T2V.")
-    if caps.supports_multi_condition:
-        return _placed(images, frames)
-    for image in images:
-        if image.frame != 0 or len(images) > 1:
-            raise RequestError(f"--last-image: {caps.label} takes one first image; take the Condition variant.")
-        if image.strength != 1.0:
-            raise RequestError(f"--condition-strength: {caps.label} holds its image fully; take the Condition variant.")
-    return images
-
-
-def _placed(images: tuple[ImageAt, ...], frames: int) -> tuple[ImageAt, ...]:
-    """Images of a Condition class: each inside the clip, none on the latent frame of another."""
-    taken: dict[int, int] = {}
-    for image in images:
-        if image.frame >= frames:
-            raise RequestError(f"image at frame {image.frame}: the clip has frames 0 to {frames - 1}; -1 is the last.")
-        index = latent_index(image.frame, frames)
-        if index in taken:
-            where = f"frames {taken[index]} and {image.frame}"
-            raise RequestError(f"two images ({where}) fall on one latent frame; set them 8 frames apart or more.")
-        taken[index] = image.frame
-    return images
-
-
-def _headline(settled: Plan) -> str:
-    sound = "with sound" if settled.audio_from else "without sound"
-    size = f"{settled.width}x{settled.height}"
-    return f"you get {size}, {settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
-
-
-def _refiner_notes(settled: Plan) -> list[str]:
-    """What the self-refiner costs, before it is paid."""
-    if settled.refiner is None:
-        return []
-    counts = [(s.evaluations, len(s.sigmas)) for s in settled.stages if s.sigmas]
-    if all(made == plain for made, plain in counts):
-        return [f"self-refiner: {settled.refiner.text} refines no step here"]
-    said = " + ".join(f"{made} evaluations instead of {plain}" if made > plain else f"{made}" for made, plain in counts)
-    return [f"self-refiner {settled.refiner.text}: {said}, {settled.refiner_cost} % more denoising at most"]
-
-
-def _frame_notes(request: Request, frames: int) -> list[str]:
-    if request.frames in (None, frames):
-        return []
-    return [f"frames: {request.frames} asked, {frames} made: the model makes 8k+1 frames"]
-
-
-def _prompt_notes(settled: Plan) -> list[str]:
-    notes = []
-    if not settled.prompt.strip():
-        notes.append("the prompt is empty: the model makes whatever it likes")
-    if settled.caps.is_random:
-        notes.append(f"{settled.caps.label} shows noise: its weights are random, it is there for tests")
-    # About four characters a token in English; the tokenizer's exact word is an event of the encode stage.
-    if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
-        kept = settled.caps.max_sequence_length
-        notes.append(f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens")
-    if settled.request.negative and not settled.needs_negative:
-        notes.append("the negative prompt is not used: no guidance scale is above 1")
-    if settled.negative is None and settled.needs_negative:
-        notes.append("negative prompt: the one Lightricks publishes for this family (--negative replaces it)")
-    if settled.caps.supports_audio and not settled.request.audio:
-        notes.append("sound is made with the video in any case; it is only not written")
-    return notes

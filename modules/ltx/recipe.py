@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from modules.ltx.capability_rows import HQ, HQ_LORA, HQ_STEPS
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps, Guidance
 from modules.ltx.ltx_util import (
@@ -26,6 +27,8 @@ from modules.ltx.ltx_util import (
     token_count,
 )
 from modules.ltx.request import Request
+
+EULER, RES_2S = "euler", "res_2s"
 
 # What only a variant with four-way guidance has.
 FOUR_WAY_OPTIONS = (
@@ -107,9 +110,51 @@ def _size_notes(asked: tuple[int, int], got: tuple[int, int], grid: int) -> list
     return [f"size: {asked[0]}x{asked[1]} asked, {got[0]}x{got[1]} used: sides are multiples of {grid}"]
 
 
+@dataclass(frozen=True)
+class Solver:
+    """Which solver runs each stage, and how strongly the recipe's own LoRA acts there."""
+
+    stage1: str
+    stage2: str = EULER
+    lora_stage1: float = 0.0
+    lora_stage2: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+def solver(request: Request, caps: Caps) -> Solver:
+    """The request's sampler or the row's own. Stage 2 runs Euler, but for res_2s, which runs both stages."""
+    chosen = request.sampler or caps.default_sampler
+    if chosen != RES_2S:
+        return Solver(chosen)
+    if caps.is_distilled:
+        return Solver(RES_2S, RES_2S, notes=("res_2s on a distilled model is no published recipe",))
+    note = "res_2s runs Lightricks' HQ recipe: no STG, guidance rescaled by 0.45 (video) and 1.0 (sound)"
+    if not request.refine:
+        return Solver(RES_2S, notes=(f"{note}; its LoRA belongs to two stages (--refine)",))
+    first, second = HQ_LORA
+    return Solver(RES_2S, RES_2S, first, second, (f"{note}, the LoRA at {first} in stage 1 and {second} in stage 2",))
+
+
+def more_evaluations(sampler: str, steps: int) -> int:
+    """Evaluations of `steps` steps beyond one each: Heun's last step is Euler's, res_2s ends with one of its own."""
+    if not steps:
+        return 0
+    return {"heun": steps - 1, RES_2S: steps + 1}.get(sampler, 0)
+
+
+def step_of(sampler: str, evaluation: int, steps: int) -> int:
+    """The step that evaluation number `evaluation` of a stage belongs to, both from 0."""
+    return min(evaluation // (2 if sampler in ("heun", RES_2S) else 1), steps - 1)
+
+
+def is_hq(request: Request, caps: Caps) -> bool:
+    """Whether the HQ recipe's numbers are the defaults: res_2s on a Dev variant."""
+    return (request.sampler or caps.default_sampler) == RES_2S and not caps.is_distilled
+
+
 def base_schedule(request: Request, caps: Caps, width: int, height: int, frames: int) -> Schedule:
     """The sigmas of stage 1, by the row's kind of schedule."""
-    steps = request.steps or caps.default_steps
+    steps = request.steps or (HQ_STEPS if is_hq(request, caps) else caps.default_steps)
     if caps.schedule == "token-count":
         return _token_schedule(request, caps, steps, token_count(width, height, frames))
     if caps.schedule == "distilled":
@@ -163,7 +208,8 @@ def _interpolated(what: str, steps: int, published: int) -> str:
 def base_guidance(request: Request, caps: Caps) -> Guidance:
     """The row's guidance with the user's overrides; blocks only where STG is on, and only ones that exist."""
     given = {f.name: getattr(request, f.name) for f in fields(Guidance) if f.name != "stg_blocks"}
-    guidance = replace(caps.guidance, **{name: value for name, value in given.items() if value is not None})
+    own = HQ if is_hq(request, caps) else caps.guidance
+    guidance = replace(own, **{name: value for name, value in given.items() if value is not None})
     if guidance.stg_scale <= 0 and guidance.audio_stg_scale <= 0:
         return replace(guidance, stg_blocks=())
     blocks = request.stg_blocks if request.stg_blocks is not None else caps.stg_default_blocks

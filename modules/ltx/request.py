@@ -17,6 +17,7 @@ from modules.ltx.errors import RequestError
 MAX_SIDE = 4096  # pixels; 4096x4096x9 is already 32768 tokens, more than any LTX model was trained on
 MAX_FRAMES = 2401  # 100 s at 24 fps; upstream's longest published clips are 20 s
 MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit integer
+SAMPLERS = ("euler", "euler_ancestral", "gradient_estimation", "heun", "res_2s")
 MAX_PROMPT = 1_000_000  # characters; the tokenizer cuts far earlier, this only bounds the metadata
 
 
@@ -183,6 +184,11 @@ class Request:
         "list", "transformer blocks that STG skips, as 28 or 28,29", between=(0, 999)
     )
 
+    sampler: str | None = option(
+        "choice",
+        "solver of the first stage; res_2s is Lightricks' HQ recipe: 15 steps, two evaluations each, in both stages",
+        choices=SAMPLERS,
+    )
     sampler_shift: float | None = option(
         "float", "shift of the sigma schedule; below 0 the token count decides", between=(-1, 10)
     )

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from modules.ltx import borrow
+from modules.ltx import borrow, recipe
 from modules.ltx.denoise import Attached
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import centre_box, seed_for
 from modules.ltx.plan import Plan, StagePlan
-from modules.ltx.scheduler import planned
+from modules.ltx.solving import solving
 from modules.ltx.state import Embeds, Event, Refinement, State
 from modules.video_models.video_overrides import Start, call_args
 
@@ -135,8 +135,7 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
         pipe = borrowed.enter_context(host.pipeline(plan.caps, stage.pipeline))
         wanted = (*stage.loras, *((stage.lora,) if stage.lora else ()))
         borrowed.enter_context(borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted]))
-        sigmas = (*stage.scheduler.skipped, *stage.sigmas)
-        borrowed.enter_context(borrow.scheduler(pipe, planned(pipe.scheduler, sigmas)))
+        borrowed.enter_context(solving(pipe, stage, state.seed))
         borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name))
         attached = borrowed.enter_context(_attached(state, host, stage, pipe, generator))
@@ -196,7 +195,8 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
     host.emit(Event(phase, 0, steps, state.done, state.plan.evaluations))
 
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        step, run, runs = (index, 1, 1) if attached is None else attached.position(index)
+        alone = recipe.step_of(stage.scheduler.sampler, index, steps), 1, 1
+        step, run, runs = alone if attached is None else attached.position(index)
         preview = None if attached is None or runs == 1 else attached.preview()
         host.emit(
             Event(

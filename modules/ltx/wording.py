@@ -1,0 +1,51 @@
+"""What a plan tells its user in words: what one gets, what was adjusted, what it costs. Decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modules.ltx.plan import Plan
+    from modules.ltx.request import Request
+
+
+def headline(settled: Plan) -> str:
+    sound = "with sound" if settled.audio_from else "without sound"
+    size = f"{settled.width}x{settled.height}"
+    return f"you get {size}, {settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
+
+
+def refiner_notes(settled: Plan) -> list[str]:
+    """What the self-refiner costs, before it is paid."""
+    if settled.refiner is None:
+        return []
+    counts = [(s.evaluations, s.plain_evaluations) for s in settled.stages if s.sigmas]
+    if all(made == plain for made, plain in counts):
+        return [f"self-refiner: {settled.refiner.text} refines no step here"]
+    said = " + ".join(f"{made} evaluations instead of {plain}" if made > plain else f"{made}" for made, plain in counts)
+    return [f"self-refiner {settled.refiner.text}: {said}, {settled.refiner_cost} % more denoising at most"]
+
+
+def frame_notes(request: Request, frames: int) -> list[str]:
+    if request.frames in (None, frames):
+        return []
+    return [f"frames: {request.frames} asked, {frames} made: the model makes 8k+1 frames"]
+
+
+def prompt_notes(settled: Plan) -> list[str]:
+    notes = []
+    if not settled.prompt.strip():
+        notes.append("the prompt is empty: the model makes whatever it likes")
+    if settled.caps.is_random:
+        notes.append(f"{settled.caps.label} shows noise: its weights are random, it is there for tests")
+    # About four characters a token in English; the tokenizer's exact word is an event of the encode stage.
+    if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
+        kept = settled.caps.max_sequence_length
+        notes.append(f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens")
+    if settled.request.negative and not settled.needs_negative:
+        notes.append("the negative prompt is not used: no guidance scale is above 1")
+    if settled.negative is None and settled.needs_negative:
+        notes.append("negative prompt: the one Lightricks publishes for this family (--negative replaces it)")
+    if settled.caps.supports_audio and not settled.request.audio:
+        notes.append("sound is made with the video in any case; it is only not written")
+    return notes
