@@ -59,7 +59,15 @@ def _host(args: argparse.Namespace, **more: Any) -> Any:
     from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 
     outputs = Path(getattr(args, "outputs", "outputs"))
-    settings = Settings(outputs, device=args.device, dtype=args.dtype, offload=args.offload, offline=args.offline)
+    settings = Settings(
+        outputs,
+        device=args.device,
+        dtype=args.dtype,
+        offload=args.offload,
+        offline=args.offline,
+        quantize=args.quantize,
+        quantize_parts=tuple(filter(None, args.quantize_parts.split(","))),
+    )
     return EmbeddedHost(settings, **more)
 
 

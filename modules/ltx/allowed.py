@@ -5,11 +5,17 @@ An option that a variant does not have is never ignored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from modules.ltx import recipe
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.ltx_util import latent_index
 from modules.ltx.request import ImageAt, Request
+
+if TYPE_CHECKING:
+    from modules.ltx.plan import StagePlan
 
 
 def refuse_unsupported(request: Request, caps: Caps) -> None:
@@ -35,6 +41,17 @@ def refuse_unsupported(request: Request, caps: Caps) -> None:
         raise RequestError(f"--refine: {caps.label} has no second stage: {caps.upsampler_why_not}; leave it out.")
     if (request.upsample or 1.0) > 1.0 and not caps.supports_upsample:
         raise RequestError(f"--upsample: {caps.label} has no upsampler: {caps.upsampler_why_not}; leave it out.")
+
+
+def refuse_loras(stages: Sequence[StagePlan], caps: Caps) -> None:
+    """Raises RequestError where a stage needs a LoRA, the user's or the recipe's own, and none can be used."""
+    for stage in stages if caps.lora_why_not else ():
+        if stage.loras:
+            raise RequestError(f"--lora: {caps.lora_why_not}.")
+        if stage.lora:
+            raise RequestError(
+                f"{stage.name} of {caps.label} runs with a LoRA ({stage.lora.repo}): {caps.lora_why_not}."
+            )
 
 
 def _instead(name: str) -> str:

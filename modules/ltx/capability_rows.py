@@ -106,6 +106,7 @@ class Caps:
     transformer_gb: float = 38.0
     text_encoder_gb: float = 24.0
 
+    lora_why_not: str = ""  # why no LoRA can be used as it is loaded here; filled in by `effective`
     unavailable: tuple[str, ...] = ()  # why this machine cannot run it; filled in by `effective`
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modules.ltx.errors import RequestError
+from modules.ltx.hosts import quantizing
 from modules.ltx.request import BY_NAME, LORA_STRENGTH, OPTIONS, STRENGTH, Option, Request, default_of
 from modules.ltx.version import VERSION
 
@@ -124,6 +125,15 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="NAME", help="cuda (also ROCm), xpu, mps or cpu")
     group.add_argument("--dtype", metavar="NAME", help="bfloat16, float16 or float32")
     group.add_argument("--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time")
+    group.add_argument(
+        "--quantize", metavar="KIND", help=f"make weights smaller while loading: {', '.join(quantizing.KINDS)}"
+    )
+    group.add_argument(
+        "--quantize-parts",
+        metavar="NAMES",
+        default=",".join(quantizing.DEFAULT_PARTS),
+        help=f"of {', '.join(quantizing.PARTS)} (default {','.join(quantizing.DEFAULT_PARTS)})",
+    )
     group.add_argument("--offline", action="store_true", help="never touch the network")
 
 

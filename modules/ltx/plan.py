@@ -192,6 +192,7 @@ def plan(
     images = allowed.images(request, caps, frames)
     fps = request.fps or caps.default_fps
     stages, stage_notes = _stages(request, caps, sizes, frames)
+    allowed.refuse_loras(stages, caps)
     refinement = denoise.settle(request, denoise_callback, {s.name: s.sigmas for s in stages if s.sigmas})
     stages = tuple(replace(s, passes=(refinement.passes or {}).get(s.name, s.passes)) for s in stages)
     settled = Plan(

@@ -20,7 +20,7 @@ from typing import Any
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.errors import Cancelled
-from modules.ltx.hosts import folders, machine, nano, refiner
+from modules.ltx.hosts import folders, machine, nano, quantizing, refiner
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
 from modules.ltx.state import Event
@@ -38,9 +38,12 @@ class Settings:
     dtype: str | None = None
     offload: str | None = None
     offline: bool = False
+    quantize: str | None = None
+    quantize_parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
 
     def __post_init__(self) -> None:
         machine.check_names(self.dtype, self.offload)
+        quantizing.check(self.quantize, self.quantize_parts)
 
     @property
     def cache_folder(self) -> Path:
@@ -87,7 +90,7 @@ class EmbeddedHost:
             yield
 
     def lacks(self) -> Mapping[str, str]:
-        return machine.lacks()
+        return {**machine.lacks(), **quantizing.lacks(self.settings.quantize)}
 
     def probe(self, source: str) -> Facts | None:
         return folders.probe(source, offline=self._offline)
@@ -120,8 +123,8 @@ class EmbeddedHost:
 
     def _load(self, caps: Caps) -> _Resident:
         """The resident model, loaded if it is not this one; the old one is dropped before the new is read."""
-        chosen = (self.settings.device or "", self.settings.dtype or "", self.settings.offload or "")
-        key = (caps.source, caps.transformer, caps.vae_dtype or "", *chosen)
+        chosen = self.settings
+        key = (caps.source, caps.transformer, caps.vae_dtype or "")
         if self._resident is None or self._resident.key != key:
             from modules.ltx.hosts import loading
 
@@ -130,8 +133,9 @@ class EmbeddedHost:
             self.free("load")
             self.emit(Event("load", message=f"loading {caps.label}"))
             folder = self._folder(caps)
-            where = loading.settle(folder, self.settings.device, self.settings.dtype, self.settings.offload)
-            pipe = loading.load(caps, folder, where)
+            wanted = loading.Wanted(chosen.device, chosen.dtype, chosen.offload, chosen.quantize, chosen.quantize_parts)
+            where = loading.settle(folder, wanted)
+            pipe = loading.load(caps, folder, where, wanted)
             self._resident = _Resident(key, where, {caps.pipeline: pipe})
         return self._resident
 
@@ -196,6 +200,8 @@ class EmbeddedHost:
     def machine(self) -> Mapping[str, object]:
         where = self._resident.machine if self._resident is not None else None
         chosen = {"device": where.device, "dtype": where.dtype, "offload": where.offload} if where else {}
+        if self.settings.quantize is not None:
+            chosen |= {"quantize": f"{self.settings.quantize} of {', '.join(self.settings.quantize_parts)}"}
         return {"host": "embedded", **chosen, "versions": machine.versions()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,26 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
 from modules.ltx.errors import HostError, RequestError
-from modules.ltx.hosts import folders, machine
+from modules.ltx.hosts import folders, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
 
 
-def settle(folder: Path, device: str | None, dtype: str | None, offload: str | None) -> machine.Machine:
+@dataclass(frozen=True)
+class Wanted:
+    """What the user chose about loading; None leaves it to the machine. `quantize` and `parts`: see `quantizing.py`."""
+
+    device: str | None = None
+    dtype: str | None = None
+    offload: str | None = None
+    quantize: str | None = None
+    parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
+
+
+def settle(folder: Path, wanted: Wanted) -> machine.Machine:
     """Device, dtype and offload for the weights in `folder`: as asked, else as the machine allows."""
-    device = machine.choose_device(device)
-    sizes = folders.weight_bytes(folder)
+    device, dtype, offload = machine.choose_device(wanted.device), wanted.dtype, wanted.offload
+    sizes = quantizing.smaller(folders.weight_bytes(folder), wanted.quantize, wanted.parts)
     free = machine.free_memory(device)
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     return machine.Machine(
@@ -37,14 +49,18 @@ def settle(folder: Path, device: str | None, dtype: str | None, offload: str | N
     )
 
 
-def load(caps: Caps, folder: Path, where: machine.Machine) -> Any:
+def load(caps: Caps, folder: Path, where: machine.Machine, wanted: Wanted | None = None) -> Any:
     """The variant's pipeline, on its device or under its offload, with the row's load-time overrides."""
     folders.refuse_pickles(folder)
     if caps.quantization == "sdnq-int4":
         import sdnq  # noqa: F401  registers its quantizer with diffusers and transformers
     dtype = getattr(torch, where.dtype)
     with _load_errors(str(folder)):
-        extra = _other_transformer(caps, folder, dtype)
+        wanted = wanted or Wanted()
+        subfolders = {"transformer": caps.transformer}
+        extra = quantizing.components(folder, wanted.quantize, wanted.parts, dtype, subfolders)
+        if "transformer" not in extra:
+            extra |= _other_transformer(caps, folder, dtype)
         pipe = _pipeline_class(caps.pipeline).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **extra
         )
