@@ -6,13 +6,14 @@ An option that a variant does not have is never ignored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modules.ltx import recipe
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps
-from modules.ltx.ltx_util import latent_index
-from modules.ltx.request import ImageAt, Request
+from modules.ltx.ltx_util import get_frames, latent_index
+from modules.ltx.request import ImageAt, Prefix, Request
 
 if TYPE_CHECKING:
     from modules.ltx.plan import StagePlan
@@ -60,15 +61,15 @@ def _instead(name: str) -> str:
     return "leave it out, or take a variant that has it (`models --json` tells)"
 
 
-def images(request: Request, caps: Caps, frames: int) -> tuple[ImageAt, ...]:
-    """The images of the request, checked against what the variant's class takes."""
-    images = request.images
+def images(request: Request, caps: Caps, frames: int, prefix: Prefix | None) -> tuple[ImageAt, ...]:
+    """The images of the request at settled frames, checked against what the variant's class takes."""
+    images = _spread(request.images, frames)
     if images and not caps.supports_input_media:
         raise RequestError(f"--image: {caps.label} makes video from text alone; take its I2V or Condition variant.")
-    if caps.is_i2v and not any(image.frame == 0 for image in images):
+    if caps.is_i2v and prefix is None and not any(image.frame == 0 for image in images):
         raise RequestError(f"{caps.label} starts from an image and none was given; add --image FILE or take T2V.")
     if caps.supports_multi_condition:
-        return _placed(images, frames)
+        return _placed(images, frames, 0 if prefix is None else prefix.frames)
     for image in images:
         if image.frame != 0 or len(images) > 1:
             raise RequestError(f"--last-image: {caps.label} takes one first image; take the Condition variant.")
@@ -77,15 +78,47 @@ def images(request: Request, caps: Caps, frames: int) -> tuple[ImageAt, ...]:
     return images
 
 
-def _placed(images: tuple[ImageAt, ...], frames: int) -> tuple[ImageAt, ...]:
-    """Images of a Condition class: each inside the clip, none on the latent frame of another."""
+def _spread(images: tuple[ImageAt, ...], frames: int) -> tuple[ImageAt, ...]:
+    """Images without a frame of their own, evenly from the first frame to the last."""
+    free = sum(image.frame is None for image in images)
+    places = iter([round(number * (frames - 1) / max(free - 1, 1)) for number in range(free)])
+    return tuple(replace(image, frame=next(places)) if image.frame is None else image for image in images)
+
+
+def _placed(images: tuple[ImageAt, ...], frames: int, held: int) -> tuple[ImageAt, ...]:
+    """Images of a Condition class: each inside the clip, none on the latent frame of another or of the prefix, which
+    holds the first `held` frames."""
     taken: dict[int, int] = {}
     for image in images:
-        if image.frame >= frames:
-            raise RequestError(f"image at frame {image.frame}: the clip has frames 0 to {frames - 1}; -1 is the last.")
-        index = latent_index(image.frame, frames)
+        frame = image.frame or 0
+        if frame >= frames:
+            raise RequestError(f"image at frame {frame}: the clip has frames 0 to {frames - 1}; -1 is the last.")
+        index = latent_index(frame, frames)
         if index in taken:
-            where = f"frames {taken[index]} and {image.frame}"
+            where = f"frames {taken[index]} and {frame}"
             raise RequestError(f"two images ({where}) fall on one latent frame; set them 8 frames apart or more.")
-        taken[index] = image.frame
+        if held and index <= latent_index(held - 1, frames):
+            raise RequestError(f"image at frame {frame}: --prefix holds the first {held} frames; place it behind them.")
+        taken[index] = frame
     return images
+
+
+def prefix(request: Request, caps: Caps, frames: int) -> tuple[Prefix | None, list[str]]:
+    """The video to begin with, its length one that the VAE can hold, and what was adjusted."""
+    asked = request.prefix
+    if asked is None:
+        return None, []
+    if not caps.supports_multi_condition:
+        raise RequestError(f"--prefix: {caps.label} takes no video to begin with; take a Condition variant.")
+    held = get_frames(asked.frames, caps.frame_ratio)
+    if held >= frames:
+        raise RequestError(
+            f"--prefix-frames {asked.frames}: the clip has {frames} frames, and some must be left to make; give fewer,"
+            " or a longer clip (--frames)."
+        )
+    notes = [f"prefix: the first {held} frames are those of {asked.path} from its frame {asked.skip} on"]
+    if held != asked.frames:
+        notes.append(f"prefix: {asked.frames} frames asked, {held} held: 8k+1 fill whole latent frames")
+    if caps.supports_audio:
+        notes.append("prefix: its sound is not used; sound is made for the whole clip")
+    return replace(asked, frames=held), notes

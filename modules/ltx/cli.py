@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 
 from modules.ltx.errors import RequestError
 from modules.ltx.hosts import quantizing
-from modules.ltx.request import BY_NAME, LORA_STRENGTH, OPTIONS, STRENGTH, Option, Request, default_of
+from modules.ltx.request import (
+    BY_NAME,
+    LORA_STRENGTH,
+    OPTIONS,
+    PREFIX_FRAMES,
+    PREFIX_SKIP,
+    STRENGTH,
+    Option,
+    Request,
+    default_of,
+)
 from modules.ltx.version import VERSION
 
 # How the options are grouped in --help; whatever is not named here stands under "video".
@@ -94,6 +104,19 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images and LoRA")
     images.add_argument("--image", metavar="FILE", help="first frame (I2V and Condition variants)")
     images.add_argument("--last-image", metavar="FILE", help="last frame (Condition variants)")
+    images.add_argument(
+        "--image-at",
+        nargs=2,
+        metavar=("FRAME", "FILE"),
+        action="append",
+        help="an image at a frame, may be repeated (Condition variants)",
+    )
+    images.add_argument(
+        "--gallery", nargs="+", metavar="FILE", help="images spread evenly over the clip (Condition variants)"
+    )
+    images.add_argument("--prefix", metavar="FILE", help="a video that the clip begins with (Condition variants)")
+    images.add_argument("--prefix-frames", metavar="N", help=f"{PREFIX_FRAMES.help} (default 17)")
+    images.add_argument("--prefix-skip", metavar="N", help=f"{PREFIX_SKIP.help} (default 0)")
     images.add_argument("--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)")
     lora_help = f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
     images.add_argument("--lora", metavar="PATH[:STRENGTH]", action="append", help=lora_help)
@@ -158,11 +181,13 @@ def request_of(args: argparse.Namespace) -> Request:
         values = request_of_file(Path(args.from_file))
     given = {option.name: getattr(args, option.name) for option in OPTIONS}
     values |= {name: value for name, value in given.items() if value is not None}
-    images = _images(args)
+    images, prefix = _images(args), _prefix(args)
     if images:
         values["images"] = images
-    elif args.condition_strength is not None:
-        raise RequestError("--condition-strength: there is no image for it; add --image or --last-image.")
+    if prefix is not None:
+        values["prefix"] = prefix
+    if args.condition_strength is not None and not images and prefix is None:
+        raise RequestError("--condition-strength: there is no image for it; add --image, --last-image or --prefix.")
     if args.lora:
         values["loras"] = [_lora(text) for text in args.lora]
     return Request.parse(values)
@@ -170,8 +195,24 @@ def request_of(args: argparse.Namespace) -> Request:
 
 def _images(args: argparse.Namespace) -> list[dict[str, object]]:
     strength = 1.0 if args.condition_strength is None else STRENGTH.parse(args.condition_strength)
-    placed = [(args.image, 0), (args.last_image, -1)]
+    placed: list[tuple[str | None, object]] = [(args.image, 0), (args.last_image, -1)]
+    placed += [(path, frame) for frame, path in args.image_at or ()]
+    placed += [(path, None) for path in args.gallery or ()]
     return [{"path": path, "frame": frame, "strength": strength} for path, frame in placed if path is not None]
+
+
+def _prefix(args: argparse.Namespace) -> dict[str, object] | None:
+    if args.prefix is None:
+        for name in ("frames", "skip"):
+            if getattr(args, f"prefix_{name}") is not None:
+                raise RequestError(f"--prefix-{name}: there is no video for it; add --prefix FILE.")
+        return None
+    return {
+        "path": args.prefix,
+        "frames": args.prefix_frames,
+        "skip": args.prefix_skip,
+        "strength": args.condition_strength,
+    }
 
 
 def _lora(text: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from modules.ltx.errors import RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps, all_caps, as_variant, caps_for, effective
+from modules.ltx.media_clip import load_clip
 from modules.ltx.media_in import file_digest, load_image, read_metadata
 from modules.ltx.plan import Plan, plan
 from modules.ltx.request import Request
@@ -22,6 +23,8 @@ def settle(request: Request, host: Host) -> Plan:
     settled = plan(request, caps, notes, host.denoise_callback())
     for image in settled.images:
         load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
+    if settled.prefix is not None:
+        load_clip(settled.prefix)
     for lora in settled.stages[0].loras:
         host.weights(lora)
     return settled
@@ -43,6 +46,8 @@ def resolve(request: Request, host: Host) -> tuple[Caps, tuple[str, ...]]:
 
 def mode_of(request: Request) -> str:
     """Which variant of a repo the request needs: text alone, one first image held fully, or anything else."""
+    if request.prefix is not None:
+        return "Condition"
     if not request.images:
         return "T2V"
     only_first = len(request.images) == 1 and request.images[0].frame == 0 and request.images[0].strength == 1.0
@@ -64,6 +69,6 @@ def request_of_file(path: Path) -> dict[str, object]:
     for name, digest in media.items():
         if not Path(name).is_file() or file_digest(Path(name)) != digest:
             raise RequestError(
-                f"--from {path}: its image {name} is missing or was changed; put it back, or pass --image."
+                f"--from {path}: its {name} is missing or was changed; put it back, or name another file."
             )
     return dict(request)

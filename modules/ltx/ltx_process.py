@@ -21,6 +21,7 @@ from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, write_video
+from modules.ltx.media_clip import load_clip
 from modules.ltx.media_files import Outputs, sweep_partials
 from modules.ltx.media_in import file_digest, load_image
 from modules.ltx.plan import Plan
@@ -43,7 +44,8 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
         target, encoding = path or host.output_path(plan.caps, seed), encoding or Encoding()
         # Looks whether the names are free: better known now than when the frames are there.
         Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
-        state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
+        images = tuple(load_image(Path(at.path)) for at in plan.images)
+        state = State(plan, seed, images, load_clip(plan.prefix) if plan.prefix else ())
         finish: stages.Stage = partial(write, path=target, encoding=encoding)
         job: list[tuple[str, stages.Stage]] = [("load", load), *stages.ordered(plan), ("decode", finish)]
         for phase, stage in job:
@@ -162,7 +164,7 @@ def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[
         "plan": plan.to_json(),
         "notes": list(state.notes),
         **({"self_refiner": {done.stage: done.rows for done in state.refined}} if state.refined else {}),
-        "media": {at.path: file_digest(Path(at.path)) for at in plan.images},
+        "media": {path: file_digest(Path(path)) for path in plan.media},
         "machine": dict(host.machine()),
         "latents": {"video_sha256": digests[0], "audio_sha256": digests[1]},
     }

@@ -123,7 +123,7 @@ def seed_for(seed: int, purpose: str) -> int:
 
 
 def get_conditions(family: str, images: Sequence[Any], *, frames: int, crf: int) -> list[Any]:
-    """Condition records of diffusers for `images`, a sequence of (PIL image, frame, strength).
+    """Condition records of diffusers for `images`, a sequence of (PIL image or list of them, frame, strength).
 
     0.9 wants a pixel frame index; 2.x wants a *latent* index, where a pixel frame f > 0 lies in latent
     (f - 1) // 8 + 1, and the CRF its image encoder was trained with (explicit: diffusers would take it
@@ -133,7 +133,11 @@ def get_conditions(family: str, images: Sequence[Any], *, frames: int, crf: int)
         from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
         return [
-            LTXVideoCondition(image=image, frame_index=frame % frames, strength=strength)
+            LTXVideoCondition(
+                **({"video": image} if isinstance(image, list) else {"image": image}),
+                frame_index=frame % frames,
+                strength=strength,
+            )
             for image, frame, strength in images
         ]
     from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition

@@ -61,7 +61,7 @@ def load_image(path: Path) -> Image.Image:
     frame is taken. Colour profiles are ignored. Raises RequestError for anything that is not a whole
     BMP, GIF, JPEG, PNG, TIFF or WebP of at most 50 megapixels.
     """
-    _require_file(path, "an image", "give a PNG, JPEG or WebP file")
+    require_file(path, "an image", "give a PNG, JPEG or WebP file")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             _require_modest(path, image.size)
@@ -81,7 +81,7 @@ def read_metadata(path: Path) -> dict[str, object]:
     Raises RequestError where the file is missing, no mp4, cut short, or holds no such metadata.
     """
     advice = "give an mp4 that this program wrote"
-    _require_file(path, "a video", advice)
+    require_file(path, "a video", advice)
     try:
         with path.open("rb") as file:
             top_level_boxes(file)
@@ -238,7 +238,7 @@ def _mapping(text: bytes) -> dict[str, object]:
     return value
 
 
-def _require_file(path: Path, what: str, advice: str) -> None:
+def require_file(path: Path, what: str, advice: str) -> None:
     """Refuses, in words, what open() would refuse by number, and pipes and devices, where it would wait."""
     if not path.exists():
         raise RequestError(f"{path} does not exist; {advice}.")

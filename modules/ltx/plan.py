@@ -17,7 +17,7 @@ from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
 from modules.ltx.ltx_util import get_frames, token_count
 from modules.ltx.recipe import EULER
-from modules.ltx.request import ImageAt, Request
+from modules.ltx.request import ImageAt, Prefix, Request
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,17 @@ class Plan:
     decode: DecodePlan
     notes: tuple[str, ...]
     image_cond_noise_scale: float | None = None
+    prefix: Prefix | None = None  # the video that the clip begins with
     refiner: RefinerPlan | None = None  # the self-refiner's settings; None: off
 
     @property
     def evaluations(self) -> int:
         return sum(stage.evaluations for stage in self.stages)
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The files it is made from."""
+        return (*(image.path for image in self.images), *((self.prefix.path,) if self.prefix else ()))
 
     @property
     def seconds(self) -> float:
@@ -168,6 +174,7 @@ class Plan:
             "seconds": round(self.seconds, 3),
             "stages": [{**asdict(stage), "evaluations": stage.evaluations} for stage in self.stages],
             "images": [asdict(image) for image in self.images],
+            "prefix": None if self.prefix is None else asdict(self.prefix),
             "audio_from": self.audio_from,
             "evaluations": self.evaluations,
             "refiner": None if self.refiner is None else {**asdict(self.refiner), "cost_percent": self.refiner_cost},
@@ -189,7 +196,8 @@ def plan(
     allowed.refuse_unsupported(request, caps)
     sizes = recipe.sizes(request, caps)
     frames = get_frames(request.frames or caps.default_frames, caps.frame_ratio)
-    images = allowed.images(request, caps, frames)
+    prefix, prefix_notes = allowed.prefix(request, caps, frames)
+    images = allowed.images(request, caps, frames, prefix)
     fps = request.fps or caps.default_fps
     stages, stage_notes = _stages(request, caps, sizes, frames)
     allowed.refuse_loras(stages, caps)
@@ -207,6 +215,7 @@ def plan(
         fps=fps,
         stages=stages,
         images=images,
+        prefix=prefix,
         audio_from=_audio_from(request, caps, stages),
         decode=_decode(request, caps),
         notes=(),
@@ -214,7 +223,7 @@ def plan(
         refiner=refinement.settings,
     )
     found = [*notes, *sizes.notes, *wording.frame_notes(request, frames), *stage_notes]
-    found += wording.prompt_notes(settled)
+    found += [*prefix_notes, *wording.prompt_notes(settled)]
     found += [*refinement.notes, *wording.refiner_notes(settled)]
     return replace(settled, notes=(wording.headline(settled), *found))
 

@@ -113,10 +113,23 @@ _PARSERS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class ImageAt:
-    """An image that the video must show: `frame` is a pixel frame, 0 the first, -1 the last."""
+    """An image that the video must show: `frame` is a pixel frame, 0 the first, -1 the last.
+
+    None: images without a frame are spread evenly over the clip, from its first frame to its last.
+    """
 
     path: str
-    frame: int = 0
+    frame: int | None = 0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the video begins with: `frames` frames of a video file, the first `skip` of it left out."""
+
+    path: str
+    frames: int = 17
+    skip: int = 0
     strength: float = 1.0
 
 
@@ -225,6 +238,7 @@ class Request:
     self_refine_map: bool = option("bool", "also write a picture of where the model was uncertain", default=False)
 
     images: tuple[ImageAt, ...] = ()
+    prefix: Prefix | None = None
     loras: tuple[Lora, ...] = ()
 
     @classmethod
@@ -237,7 +251,7 @@ class Request:
         kept = {name: value for name, value in given.items() if value is not None}
         images = tuple(_image(item) for item in _items(values, "images"))
         loras = tuple(_lora(item) for item in _items(values, "loras"))
-        return cls(**kept, images=images, loras=loras)
+        return cls(**kept, images=images, prefix=_prefix(values.get("prefix")), loras=loras)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values of what was asked, without what was left at None; `parse` reads it back."""
@@ -255,6 +269,10 @@ def _options() -> tuple[Option, ...]:
 OPTIONS = _options()
 BY_NAME: Mapping[str, Option] = {o.name: o for o in OPTIONS}
 STRENGTH = Option("strength", "float", "strength of an image", "--condition-strength", 0.0, 1.0)
+PREFIX_FRAMES = Option(
+    "frames", "int", "frames of the video to begin with; 8k+1 is kept", "--prefix-frames", 1, MAX_FRAMES
+)
+PREFIX_SKIP = Option("skip", "int", "frames of the file to leave out before it", "--prefix-skip", 0, 10_000_000)
 LORA_STRENGTH = Option("strength", "float", "strength of a LoRA", "--lora PATH:STRENGTH", -4.0, 4.0)
 FRAME = Option("frame", "int", "frame an image stands at", "frame", -1, MAX_FRAMES)
 
@@ -276,6 +294,18 @@ def _image(item: Mapping[str, object]) -> ImageAt:
     _only(item, "images", {"path", "frame", "strength"})
     frame = FRAME.parse(item.get("frame", 0))
     return ImageAt(_path(item, "path", "image"), frame, STRENGTH.parse(item.get("strength", 1.0)))
+
+
+def _prefix(item: object) -> Prefix | None:
+    if item is None:
+        return None
+    if not isinstance(item, Mapping):
+        raise RequestError("prefix: not valid; it takes an object.")
+    _only(item, "prefix", {"path", "frames", "skip", "strength"})
+    checks = {"frames": PREFIX_FRAMES, "skip": PREFIX_SKIP, "strength": STRENGTH}
+    given = {name: option.parse(item.get(name)) for name, option in checks.items()}
+    kept = {name: value for name, value in given.items() if value is not None}
+    return Prefix(_path(item, "path", "prefix"), **kept)
 
 
 def _lora(item: Mapping[str, object]) -> Lora:

@@ -47,14 +47,14 @@ def in_words(sentence: str) -> str:
 
 def request_of(values: Mapping[str, object], path_of: PathOf) -> Request:
     """The checked Request of the page's values; `path_of` finds an uploaded image by its id."""
-    for name, why in (("loras", "LoRA files"), ("variant", "folders and repos")):
+    for name, why in (("loras", "LoRA files"), ("variant", "folders and repos"), ("prefix", "videos to begin with")):
         if values.get(name):
             raise RequestError(f"{name}: {why} are for the command line; the page takes none.")
     _check_model(values.get("model"))
     images = values.get("images") or ()
     if not isinstance(images, (list, tuple)):
         raise RequestError("images: not valid; it takes a list of objects.")
-    named = {name: value for name, value in values.items() if name not in ("images", "loras", "variant")}
+    named = {name: value for name, value in values.items() if name not in ("images", "loras", "variant", "prefix")}
     return Request.parse({**named, "images": [_image(item, path_of) for item in images]})
 
 

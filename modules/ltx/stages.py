@@ -6,7 +6,7 @@ host's pipeline, and returns the state moved on. It decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from modules.ltx.ltx_util import centre_box, seed_for
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.solving import solving
 from modules.ltx.state import Embeds, Event, Refinement, State
-from modules.video_models.video_overrides import Start, call_args
+from modules.video_models.video_overrides import Given, Start, call_args
 
 Stage = Callable[[State, Host], State]
 
@@ -88,7 +88,7 @@ def _cut_off(tokenizer: Any, plan: Plan) -> str:
 def sample(state: State, host: Host, *, stage: StagePlan) -> State:
     """The base pass: from noise to latents, through the host."""
     with _ready(state, host, stage) as (pipe, args, attached):
-        output = host.base_pass(pipe, args | call_args(state.plan, stage, images=_cropped(state, stage)))
+        output = host.base_pass(pipe, args | call_args(state.plan, stage, _cropped(state, stage)))
         return _refined(_sampled(state, stage, pipe, output), stage, attached)
 
 
@@ -96,7 +96,7 @@ def refine(state: State, host: Host, *, stage: StagePlan) -> State:
     """Stage 2: the upsampled latents partly re-noised and finished at full size; sound goes along."""
     start = Start(state.video_latents, state.audio_latents)
     with _ready(state, host, stage) as (pipe, args, attached):
-        output = pipe(**args, **call_args(state.plan, stage, images=_cropped(state, stage), start=start))
+        output = pipe(**args, **call_args(state.plan, stage, _cropped(state, stage), start))
         return _refined(_sampled(state, stage, pipe, output), stage, attached)
 
 
@@ -216,9 +216,13 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
     return on_step_end
 
 
-def _cropped(state: State, stage: StagePlan) -> list[Any]:
-    """The job's images cropped to the stage's aspect ratio: no class but one keeps it by itself."""
-    return [image.crop(centre_box(image.size, stage.width, stage.height)) for image in state.images]
+def _cropped(state: State, stage: StagePlan) -> Given:
+    """The job's images and prefix cropped to the stage's aspect ratio: no class but one keeps it by itself."""
+
+    def fitting(images: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(image.crop(centre_box(image.size, stage.width, stage.height)) for image in images)
+
+    return Given(fitting(state.images), fitting(state.prefix))
 
 
 def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:

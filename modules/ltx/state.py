@@ -44,6 +44,7 @@ class State:
     plan: Plan
     seed: int
     images: tuple[Image, ...] = ()
+    prefix: tuple[Image, ...] = ()  # frames that the clip begins with
     embeds: Embeds | None = None
     video_latents: Tensor | None = None
     audio_latents: Tensor | None = None

@@ -6,7 +6,6 @@ is wanted, STG on a block that 2.0 does not use, and 121 frames of sound for a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +27,21 @@ class Start:
     audio: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a stage must show, cropped to its aspect ratio: those of `plan.images`, and the frames it begins with."""
+
+    images: tuple[Image, ...] = ()
+    prefix: tuple[Image, ...] = ()
+
+
 def scheduler_overrides(caps: Caps) -> dict[str, Any]:
     """Changes to the loaded scheduler's config. 0.9 repos publish dynamic shift on and mean off."""
     return {"use_dynamic_shifting": False} if caps.forced_no_dynamic_shift else {}
 
 
-def call_args(plan: Plan, stage: StagePlan, *, images: Sequence[Image], start: Start | None = None) -> dict[str, Any]:
-    """Keywords of one pipeline call, without embeddings, generator and callbacks.
-
-    `images` are those of `plan.images`, already cropped to the stage's aspect ratio.
-    """
+def call_args(plan: Plan, stage: StagePlan, given: Given, start: Start | None = None) -> dict[str, Any]:
+    """Keywords of one pipeline call, without embeddings, generator and callbacks."""
     start = start or Start()
     return {
         "width": stage.width,
@@ -49,7 +53,7 @@ def call_args(plan: Plan, stage: StagePlan, *, images: Sequence[Image], start: S
         "output_type": "latent",
         "return_dict": False,
         **_guidance_args(plan.caps, stage),
-        **_image_args(plan, stage, images),
+        **_image_args(plan, stage, given),
         **_start_args(plan.caps, stage, start),
     }
 
@@ -74,9 +78,12 @@ def _said(audio: float, video: float) -> float:
     return 1e-30 if audio == 0.0 and video != 0.0 else audio
 
 
-def _image_args(plan: Plan, stage: StagePlan, images: Sequence[Image]) -> dict[str, Any]:
+def _image_args(plan: Plan, stage: StagePlan, given: Given) -> dict[str, Any]:
+    images = given.images
     if stage.pipeline in (CONDITION, CONDITION_09):
-        placed = [(image, at.frame, at.strength) for image, at in zip(images, plan.images, strict=True)]
+        placed: list[Any] = [(image, at.frame, at.strength) for image, at in zip(images, plan.images, strict=True)]
+        if plan.prefix is not None:
+            placed.insert(0, (list(given.prefix), 0, plan.prefix.strength))
         conditions = get_conditions(plan.caps.family, placed, frames=stage.frames, crf=plan.caps.image_crf)
         noise = {"image_cond_noise_scale": plan.image_cond_noise_scale or 0.0} if stage.pipeline == CONDITION_09 else {}
         return {"conditions": conditions or None, **noise}
