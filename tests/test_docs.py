@@ -10,6 +10,7 @@ from pathlib import Path
 
 from modules.ltx.cli_show import models_markdown
 from modules.ltx.ltx_capabilities import all_caps
+from modules.ltx.recipes_page import page
 from modules.ltx.version import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +49,15 @@ def test_the_example_in_python_runs_as_it_stands(cache: Path, tmp_path: Path) ->
     )
     assert (tmp_path / done.stdout.splitlines()[-1]).is_file()
     assert "you get 256x256" in done.stdout
+
+
+def test_the_recipes_are_the_codes() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- rows -->\n")[1].split("\n<!-- end of rows -->")[0]
+    assert shown == "\n".join(page()), "run `python -m modules.ltx.recipes_page` and put it in"
+
+
+def test_a_document_for_each_link() -> None:
+    for source in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", source.read_text(encoding="utf-8")):
+            assert (source.parent / link).exists(), f"{source.name}: {link}"
