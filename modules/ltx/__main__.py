@@ -65,6 +65,7 @@ def _host(args: argparse.Namespace, **more: Any) -> Any:
         dtype=args.dtype,
         offload=args.offload,
         offline=args.offline,
+        share=not args.no_share,
         quantize=args.quantize,
         quantize_parts=tuple(filter(None, args.quantize_parts.split(","))),
     )

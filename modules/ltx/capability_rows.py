@@ -93,6 +93,9 @@ class Caps:
     num_blocks: int = 48  # transformer blocks: an STG block that does not exist would silently cost a pass
     max_sequence_length: int = 1024
 
+    text_encoder_repo: str | None = None  # where variants that share one take it from; None: its own repo
+    connectors_repo: str | None = None
+
     upsampler: str | None = None
     upsampler_why_not: str = ""
     stage2_pipeline: str = ""
@@ -113,6 +116,11 @@ class Caps:
     def is_random(self) -> bool:
         """Whether its weights are random: an LTX-Nano that shows noise."""
         return self.source.startswith(RANDOM)
+
+    @property
+    def shared_parts(self) -> dict[str, str]:
+        """Components that other variants have too, and the repo that all of them take each from."""
+        return {part: repo for part, name in SHARED.items() if (repo := getattr(self, name))}
 
     @property
     def is_i2v(self) -> bool:
@@ -176,6 +184,9 @@ def parents() -> Mapping[str, Caps]:
         is_ltx_2_3=True,
         use_cross_timestep=True,
         stg_default_blocks=(28,),  # LTX_2_3_PARAMS
+        # Byte-identical in all 2.3 variants; so is Gemma.
+        text_encoder_repo="OzzyGT/LTX-2.3",
+        connectors_repo="OzzyGT/LTX-2.3",
         upsampler="CalamitousFelicitousness/LTX-2.3-Spatial-Upsampler-x2-1.1-Diffusers",
         stage2_dev_lora_repo="CalamitousFelicitousness/LTX-2.3-distilled-lora-384-Diffusers",
         transformer_gb=44.0,
@@ -185,6 +196,8 @@ def parents() -> Mapping[str, Caps]:
         generation="2.5",
         is_ltx_2_3=False,
         image_crf=18,  # LTX_2_4_IMAGE_CRF; diffusers LTX2_5_IMAGE_CRF
+        text_encoder_repo=None,  # Gemma 4
+        connectors_repo=None,
         upsampler="Lightricks/LTX-2.5-Diffusers",
         stage2_dev_lora_repo="Lightricks/LTX-2.5",
         stage2_dev_lora_file="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
@@ -204,6 +217,7 @@ def parents() -> Mapping[str, Caps]:
         default_negative="worst quality, inconsistent motion, blurry, jittery, distorted",
         guidance=replace(IDENTITY, guidance_scale=3.0),
         schedule="linear",
+        text_encoder_repo="Lightricks/LTX-Video",  # T5 v1.1 XXL, the same in all of 0.9
         num_blocks=28,
         max_sequence_length=128,  # diffusers' default for LTXPipeline
         upsampler_why_not="the only 0.9 upsampler is proved for the VAE of 0.9.7 and 0.9.8",
@@ -296,6 +310,8 @@ def _nano_parents(rows: Mapping[str, Caps]) -> dict[str, Caps]:
     return nano
 
 
+SHARED: Mapping[str, str] = MappingProxyType({"text_encoder": "text_encoder_repo", "connectors": "connectors_repo"})
+
 NANO_BLOCKS = 6
 NANO_STG_BLOCK = 4  # near the end, as 28 of 48 is not, but a block that a 6-block model has
 _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
@@ -305,6 +321,8 @@ _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
         "default_frames": 25,
         "default_fps": 24.0,
         "default_negative": "",
+        "text_encoder_repo": None,
+        "connectors_repo": None,
         "num_blocks": NANO_BLOCKS,
         # A multiple of the connectors' registers; the forward at 1024 costs three times as much on a CPU.
         "max_sequence_length": 64,
@@ -320,8 +338,11 @@ def row_of(model: Model) -> Caps:
     nine = parent.family == "0.9"
     stage2_2x = T2V if model.pipeline == T2V else CONDITION  # LTX2ImageToVideoPipeline ignores its image there
     condition09 = model.pipeline == CONDITION_09
+    mirrors = {"OzzyGT/LTX-2.3": "OzzyGT/LTX-2.3-sdnq-dynamic-int4"} if model.quantization == "sdnq-int4" else {}
+    shared = {name: mirrors.get(getattr(parent, name) or "", getattr(parent, name)) for name in SHARED.values()}
     return replace(
         parent,
+        **shared,
         id=model.id,
         label=model.label,
         source=model.repo,

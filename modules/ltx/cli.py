@@ -149,6 +149,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", metavar="NAME", help="bfloat16, float16 or float32")
     group.add_argument("--offload", metavar="NAME", help="none, model, group or sequential: less memory, more time")
     group.add_argument(
+        "--no-share",
+        action="store_true",
+        help="read each variant's own text encoder and connectors, not one for all that have the same",
+    )
+    group.add_argument(
         "--quantize", metavar="KIND", help=f"make weights smaller while loading: {', '.join(quantizing.KINDS)}"
     )
     group.add_argument(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
@@ -24,6 +24,9 @@ from modules.ltx.hosts import folders, machine, nano, quantizing, refiner
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
 from modules.ltx.state import Event
+
+if TYPE_CHECKING:
+    from modules.ltx.hosts.loading import Wanted
 
 NANO = "nano:"
 
@@ -38,6 +41,7 @@ class Settings:
     dtype: str | None = None
     offload: str | None = None
     offline: bool = False
+    share: bool = True  # one text encoder and one set of connectors for all variants that have the same
     quantize: str | None = None
     quantize_parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
 
@@ -73,6 +77,7 @@ class EmbeddedHost:
         self._cancelled = threading.Event()
         self._resident: _Resident | None = None
         self._upsamplers: dict[tuple[str, ...], Any] = {}
+        self._shared: dict[tuple[str, ...], Any] = {}
         self._callback: DenoiseCallback | None = None
         refiner.register(self)
 
@@ -128,22 +133,47 @@ class EmbeddedHost:
         if self._resident is None or self._resident.key != key:
             from modules.ltx.hosts import loading
 
-            self._resident = None
-            self._upsamplers.clear()
-            self.free("load")
+            self._drop()
             self.emit(Event("load", message=f"loading {caps.label}"))
-            folder = self._folder(caps)
             wanted = loading.Wanted(chosen.device, chosen.dtype, chosen.offload, chosen.quantize, chosen.quantize_parts)
-            where = loading.settle(folder, wanted)
-            pipe = loading.load(caps, folder, where, wanted)
+            folder, parts = self._folders(caps)
+            where = loading.settle([folder, *(found / name for name, found in parts.items())], wanted)
+            borrowed = {name: self._part(caps, name, found, where, wanted) for name, found in parts.items()}
+            self._shared = {kept: part for kept, part in self._shared.items() if part in borrowed.values()}
+            pipe = loading.load(caps, folder, where, wanted, borrowed)
             self._resident = _Resident(key, where, {caps.pipeline: pipe})
         return self._resident
 
-    def _folder(self, caps: Caps) -> Path:
-        """The model's folder on this machine; a hub repo is downloaded."""
+    def _drop(self) -> None:
+        """Forget the resident model, but for the parts that others share; their offload hooks go with it."""
+        if self._resident is not None:
+            for pipe in self._resident.pipes.values():
+                pipe.remove_all_hooks()
+        self._resident = None
+        self._upsamplers.clear()
+        self.free("load")
+
+    def _part(self, caps: Caps, name: str, folder: Path, where: machine.Machine, wanted: Wanted) -> Any:
+        """A component that several variants have, read once for all of them."""
         from modules.ltx.hosts import loading
 
-        return self._local(caps.source) or loading.download(caps, offline=self._offline)
+        key = (name, str(folder), where.device, where.dtype, where.offload)
+        if key not in self._shared:
+            self._shared[key] = loading.shared_part(caps, name, folder, where, wanted)
+        return self._shared[key]
+
+    def _folders(self, caps: Caps) -> tuple[Path, dict[str, Path]]:
+        """The model's folder on this machine, and those of the parts that it shares with other variants. Of hub repos,
+        what is not there yet is downloaded."""
+        from modules.ltx.hosts import hub
+
+        local = self._local(caps.source)
+        if local is not None:
+            return local, {}
+        shared = caps.shared_parts if self.settings.share else {}
+        elsewhere = [name for name, repo in shared.items() if repo != caps.source]
+        folder = hub.download(caps, offline=self._offline, borrowed=elsewhere)
+        return folder, {name: hub.part(repo, name, offline=self._offline) for name, repo in shared.items()}
 
     def _local(self, source: str) -> Path | None:
         """The folder of a source that needs no hub: LTX-Nano built, a folder as given."""

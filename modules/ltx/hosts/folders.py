@@ -90,6 +90,17 @@ def snapshot(repo: str, patterns: list[str], *, offline: bool) -> Path:
         raise RequestError(unreachable(repo, error, offline=offline)) from error
 
 
+def listing(repo: str) -> list[str]:
+    """The names of a hub repo's files. Raises RequestError when it cannot be reached."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return list(HfApi().list_repo_files(repo))
+    except (HfHubHTTPError, OSError) as error:
+        raise RequestError(unreachable(repo, error, offline=False)) from error
+
+
 def lora_file(plan: LoraPlan, *, offline: bool) -> tuple[str, dict[str, Any]]:
     """Where LoRA weights are, as `load_lora_weights` takes them: a folder, and the file's name in it.
 

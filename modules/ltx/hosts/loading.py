@@ -6,19 +6,19 @@ The same code loads LTX-Nano and the 22B: a folder in the diffusers layout, safe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
-from modules.ltx.errors import HostError, RequestError
+from modules.ltx.errors import HostError
 from modules.ltx.hosts import folders, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
@@ -35,10 +35,15 @@ class Wanted:
     parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
 
 
-def settle(folder: Path, wanted: Wanted) -> machine.Machine:
-    """Device, dtype and offload for the weights in `folder`: as asked, else as the machine allows."""
+def settle(places: Sequence[Path], wanted: Wanted) -> machine.Machine:
+    """Device, dtype and offload for the weights in `places`, a model's folder and any components from elsewhere: as
+    asked, else as the machine allows."""
     device, dtype, offload = machine.choose_device(wanted.device), wanted.dtype, wanted.offload
-    sizes = quantizing.smaller(folders.weight_bytes(folder), wanted.quantize, wanted.parts)
+    folder, *elsewhere = places
+    found = folders.weight_bytes(folder)
+    for place in elsewhere:
+        found |= {place.name: folders.weight_bytes(place.parent).get(place.name, 0)}
+    sizes = quantizing.smaller(found, wanted.quantize, wanted.parts)
     free = machine.free_memory(device)
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     return machine.Machine(
@@ -49,16 +54,25 @@ def settle(folder: Path, wanted: Wanted) -> machine.Machine:
     )
 
 
-def load(caps: Caps, folder: Path, where: machine.Machine, wanted: Wanted | None = None) -> Any:
-    """The variant's pipeline, on its device or under its offload, with the row's load-time overrides."""
+def load(
+    caps: Caps,
+    folder: Path,
+    where: machine.Machine,
+    wanted: Wanted | None = None,
+    borrowed: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """The variant's pipeline, on its device or under its offload, with the row's load-time overrides.
+
+    `borrowed`: components that are in memory already, by name; the folder need not have them.
+    """
     folders.refuse_pickles(folder)
-    if caps.quantization == "sdnq-int4":
-        import sdnq  # noqa: F401  registers its quantizer with diffusers and transformers
+    _register_quantizer(caps)
     dtype = getattr(torch, where.dtype)
     with _load_errors(str(folder)):
         wanted = wanted or Wanted()
         subfolders = {"transformer": caps.transformer}
-        extra = quantizing.components(folder, wanted.quantize, wanted.parts, dtype, subfolders)
+        own = [part for part in wanted.parts if part not in borrowed]
+        extra = {**borrowed, **quantizing.components(folder, wanted.quantize, own, dtype, subfolders)}
         if "transformer" not in extra:
             extra |= _other_transformer(caps, folder, dtype)
         pipe = _pipeline_class(caps.pipeline).from_pretrained(
@@ -71,6 +85,11 @@ def load(caps: Caps, folder: Path, where: machine.Machine, wanted: Wanted | None
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **overrides)
     pipe.set_progress_bar_config(disable=True)
     return place(pipe, where)
+
+
+def _register_quantizer(caps: Caps) -> None:
+    if caps.quantization == "sdnq-int4":
+        import sdnq  # noqa: F401  registers its quantizer with diffusers and transformers
 
 
 def _pipeline_class(name: str) -> Any:
@@ -133,12 +152,13 @@ def upsampler(caps: Caps, source: str, vae: Any, where: machine.Machine, *, offl
     return pipe
 
 
-def download(caps: Caps, *, offline: bool) -> Path:
-    """The snapshot folder of a hub repo, downloaded once by diffusers' own rules of which files it needs."""
-    try:
-        return Path(DiffusionPipeline.download(caps.source, use_safetensors=True, local_files_only=offline))
-    except (OSError, ValueError) as error:
-        raise RequestError(folders.unreachable(caps.source, error, offline=offline)) from error
+def shared_part(caps: Caps, name: str, folder: Path, where: machine.Machine, wanted: Wanted) -> Any:
+    """One component from a folder, as `load` would load it there for `caps`."""
+    folders.refuse_pickles(folder)
+    _register_quantizer(caps)
+    kind = wanted.quantize if name in wanted.parts else None
+    with _load_errors(str(folder)):
+        return quantizing.component(folder, name, name, kind, getattr(torch, where.dtype))
 
 
 @contextmanager

@@ -54,31 +54,36 @@ def smaller(sizes: Mapping[str, int], kind: str | None, parts: Sequence[str]) ->
     return {name: round(size * share) if name in parts else size for name, size in sizes.items()}
 
 
-def components(folder: Path, kind: str | None, parts: Sequence[str], dtype: Any, subfolders: Mapping[str, str]) -> Any:
+def components(
+    folder: Path, kind: str | None, parts: Sequence[str], dtype: Any, subfolders: Mapping[str, str]
+) -> dict[str, Any]:
     """The folder's `parts`, quantized, by name. `subfolders`: where a part is if not where its name says."""
     if kind is None:
         return {}
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    made = {}
-    for part in parts:
-        if part not in index:
-            continue
-        model = _class_of(*index[part]).from_pretrained(
-            folder,
-            subfolder=subfolders.get(part, part),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        made[part] = quantized(model.eval(), kind, dtype)
-    return made
+    there = [part for part in parts if part in _index(folder)]
+    return {part: component(folder, part, subfolders.get(part, part), kind, dtype) for part in there}
+
+
+def component(folder: Path, part: str, subfolder: str, kind: str | None, dtype: Any) -> Any:
+    """One component of a folder, quantized where a kind is named."""
+    model = _class_of(*_index(folder)[part]).from_pretrained(
+        folder, subfolder=subfolder, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    return model.eval() if kind is None else quantized(model.eval(), kind, dtype)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _class_of(library: str, name: str) -> Any:
     import diffusers
     import transformers
+    from diffusers.pipelines import ltx2
 
-    return getattr(transformers if library == "transformers" else diffusers, name)
+    homes = (transformers,) if library == "transformers" else (diffusers, ltx2)
+    return next(getattr(home, name) for home in homes if hasattr(home, name))
 
 
 def quantized(model: Any, kind: str, dtype: Any) -> Any:

@@ -1,0 +1,74 @@
+"""Models from the hub: which of a repo's files a variant loads, and getting just those.
+
+diffusers' own rule (whatever model_index.json names) takes too much and too little: a second, unsharded copy of the
+same weights, encoders that are on disk already from another variant, and not the transformer of LTX 2.5 Dev, which
+has a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath
+
+from modules.ltx.errors import RequestError
+from modules.ltx.hosts import folders
+from modules.ltx.ltx_capabilities import Caps
+
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")
+_INDEX = ".safetensors.index.json"
+
+
+def needed(files: Iterable[str], parts: Collection[str]) -> list[str]:
+    """Of a repo's `files`, those of the component folders `parts`, and model_index.json.
+
+    Only safetensors; where weights are there in shards, not the whole file beside them (OzzyGT/LTX-2.3 has 6 GB of
+    connectors twice); no half-precision twin of a file.
+    """
+    listed = sorted(files)
+    inside = [name for name in listed if PurePosixPath(name).parts[0] in parts and "/" in name]
+    sharded = {name.removesuffix(_INDEX) + ".safetensors" for name in inside if name.endswith(_INDEX)}
+    plain = set(inside)
+
+    def wanted(name: str) -> bool:
+        if not name.endswith(_WEIGHTS):
+            return True
+        twin = name.replace(".fp16.", ".")
+        return name.endswith(".safetensors") and name not in sharded and (twin == name or twin not in plain)
+
+    return [*(name for name in listed if name == "model_index.json"), *filter(wanted, inside)]
+
+
+def parts_of(folder: Path, caps: Caps, borrowed: Collection[str]) -> list[str]:
+    """The component folders of a repo that a variant loads from it."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    return [caps.transformer if name == "transformer" else name for name in named if name not in borrowed]
+
+
+def download(caps: Caps, *, offline: bool, borrowed: Collection[str] = ()) -> Path:
+    """The snapshot folder of the variant's repo, with all that it loads from there.
+
+    Raises RequestError where the repo, or a part of it in offline mode, cannot be had.
+    """
+    folder = folders.snapshot(caps.source, ["model_index.json"], offline=offline)
+    return _fetch(caps.source, parts_of(folder, caps, borrowed), offline=offline)
+
+
+def part(repo: str, name: str, *, offline: bool) -> Path:
+    """The snapshot folder of a repo with one component in it."""
+    folders.snapshot(repo, ["model_index.json"], offline=offline)
+    return _fetch(repo, [name], offline=offline)
+
+
+def _fetch(repo: str, parts: Collection[str], *, offline: bool) -> Path:
+    if offline:
+        folder = folders.snapshot(repo, ["*"], offline=True)
+        missing = [name for name in parts if not (folder / name).is_dir()]
+        if missing:
+            raise RequestError(
+                f"{repo}: {', '.join(missing)} not downloaded yet and offline mode is on; go online once, or give a"
+                " local folder to --model."
+            )
+        return folder
+    return folders.snapshot(repo, needed(folders.listing(repo), parts), offline=False)
