@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and pytest runs a worker per core
 
+import huggingface_hub.constants
 import pytest
 from PIL import Image, ImageDraw
 
@@ -71,3 +73,19 @@ def bench(cache: Path) -> Callable[[str], Bench]:
         return built[kind]
 
     return get
+
+
+@pytest.fixture
+def repos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`repos(name, folder, without)`: a hub cache that holds a folder as a repo, but for some components."""
+    home = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+
+    def add(name: str, folder: Path, without: tuple[str, ...] = ()) -> None:
+        place = home / f"models--{name.replace('/', '--')}"
+        revision = "0" * 40
+        shutil.copytree(folder, place / "snapshots" / revision, ignore=shutil.ignore_patterns(*without))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(revision)
+
+    return add

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 
@@ -90,22 +89,6 @@ def test_what_variants_share() -> None:
             assert caps.shared_parts == {"text_encoder": repo, "connectors": repo}
         else:
             assert caps.shared_parts == {}, "2.0's Gemma is not known to be 2.3's; 2.5 has another"
-
-
-@pytest.fixture
-def repos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repos:
-    """`repos(name, folder, without)`: a hub cache that holds a folder as a repo, but for some components."""
-    home = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
-
-    def add(name: str, folder: Path, without: tuple[str, ...] = ()) -> None:
-        place = home / f"models--{name.replace('/', '--')}"
-        revision = "0" * 40
-        shutil.copytree(folder, place / "snapshots" / revision, ignore=shutil.ignore_patterns(*without))
-        (place / "refs").mkdir()
-        (place / "refs" / "main").write_text(revision)
-
-    return add
 
 
 def latents(host: EmbeddedHost, label: str) -> torch.Tensor:

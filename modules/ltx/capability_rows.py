@@ -65,6 +65,7 @@ class Caps:
     supports_sampler_shift: bool = False
     supports_two_stage_refine: bool = False
     supports_upsample: bool = False
+    supports_duration_head: bool = False  # the model says how long a clip of the prompt is, where nobody does
     use_cross_timestep: bool = False
     latents_normalized: bool = False  # what travels between stages is normalised (0.9) or not (2.x)
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
@@ -196,6 +197,7 @@ def parents() -> Mapping[str, Caps]:
         generation="2.5",
         is_ltx_2_3=False,
         image_crf=18,  # LTX_2_4_IMAGE_CRF; diffusers LTX2_5_IMAGE_CRF
+        supports_duration_head=True,
         text_encoder_repo=None,  # Gemma 4
         connectors_repo=None,
         upsampler="Lightricks/LTX-2.5-Diffusers",

@@ -122,12 +122,18 @@ class Plan:
     decode: DecodePlan
     notes: tuple[str, ...]
     image_cond_noise_scale: float | None = None
+    found: tuple[str, ...] = ()  # how the variant was found, in words
+    predicts_frames: bool = False  # `frames` is the default until the prompt is encoded; then the model says
     prefix: Prefix | None = None  # the video that the clip begins with
     refiner: RefinerPlan | None = None  # the self-refiner's settings; None: off
 
     @property
     def evaluations(self) -> int:
         return sum(stage.evaluations for stage in self.stages)
+
+    def stage(self, name: str) -> StagePlan:
+        """Its stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -172,6 +178,7 @@ class Plan:
             "frames": self.frames,
             "fps": self.fps,
             "seconds": round(self.seconds, 3),
+            "predicts_frames": self.predicts_frames,
             "stages": [{**asdict(stage), "evaluations": stage.evaluations} for stage in self.stages],
             "images": [asdict(image) for image in self.images],
             "prefix": None if self.prefix is None else asdict(self.prefix),
@@ -191,6 +198,7 @@ def plan(
 
     `denoise_callback` is the host's self-refiner, if it has one.
     """
+    notes = tuple(notes)
     if caps.unavailable:
         raise RequestError(f"{caps.label}: cannot run here: {'; '.join(caps.unavailable)}.")
     allowed.refuse_unsupported(request, caps)
@@ -219,10 +227,17 @@ def plan(
         audio_from=_audio_from(request, caps, stages),
         decode=_decode(request, caps),
         notes=(),
+        found=notes,
+        predicts_frames=caps.supports_duration_head and request.frames is None,
         image_cond_noise_scale=_noise_on_images(request, caps),
         refiner=refinement.settings,
     )
-    found = [*notes, *sizes.notes, *wording.frame_notes(request, frames), *stage_notes]
+    found = [
+        *notes,
+        *sizes.notes,
+        *wording.frame_notes(request, frames, predicted=settled.predicts_frames),
+        *stage_notes,
+    ]
     found += [*prefix_notes, *wording.prompt_notes(settled)]
     found += [*refinement.notes, *wording.refiner_notes(settled)]
     return replace(settled, notes=(wording.headline(settled), *found))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modules.ltx import borrow, recipe
+from modules.ltx import borrow, duration, recipe
 from modules.ltx.denoise import Attached
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
@@ -37,8 +37,13 @@ def ordered(plan: Plan) -> list[tuple[str, Stage]]:
     job: list[tuple[str, Stage]] = [("encode", encode)]
     for stage in plan.stages:
         phase, call = phases[stage.name]
-        job.append((phase, partial(call, stage=stage)))
+        job.append((phase, partial(_stage, call=call, name=stage.name)))
     return job
+
+
+def _stage(state: State, host: Host, *, call: Callable[..., State], name: str) -> State:
+    """A stage as the state's plan has it: encoding may have settled the length of the clip."""
+    return call(state, host, stage=state.plan.stage(name))
 
 
 def encode(state: State, host: Host) -> State:
@@ -60,11 +65,8 @@ def encode(state: State, host: Host) -> State:
     prompt, mask, negative, negative_mask = encoded
     embeds = Embeds(prompt.cpu(), mask.cpu(), _cpu(negative), _cpu(negative_mask))
     host.emit(Event("encode", 1, 1, planned=plan.evaluations, message=cut))
-    return replace(
-        state,
-        embeds=embeds,
-        notes=state.notes + ((cut,) if cut else ()),
-    )
+    encoded_state = replace(state, embeds=embeds, notes=state.notes + ((cut,) if cut else ()))
+    return duration.settle(encoded_state, host)
 
 
 def _cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:

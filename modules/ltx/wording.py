@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def headline(settled: Plan) -> str:
     sound = "with sound" if settled.audio_from else "without sound"
     size = f"{settled.width}x{settled.height}"
-    return f"you get {size}, {settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
+    about = "about " if settled.predicts_frames else ""
+    return f"you get {size}, {about}{settled.frames} frames, {settled.seconds:.2f} s at {settled.fps:g} fps, {sound}"
 
 
 def refiner_notes(settled: Plan) -> list[str]:
@@ -26,7 +27,9 @@ def refiner_notes(settled: Plan) -> list[str]:
     return [f"self-refiner {settled.refiner.text}: {said}, {settled.refiner_cost} % more denoising at most"]
 
 
-def frame_notes(request: Request, frames: int) -> list[str]:
+def frame_notes(request: Request, frames: int, *, predicted: bool) -> list[str]:
+    if predicted:
+        return [f"frames: the model predicts the length once it has read the prompt (--frames sets it); {frames} here"]
     if request.frames in (None, frames):
         return []
     return [f"frames: {request.frames} asked, {frames} made: the model makes 8k+1 frames"]

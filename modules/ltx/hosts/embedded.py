@@ -188,11 +188,11 @@ class EmbeddedHost:
         resident = self._load(caps)
         key = (source, *resident.key)  # an upsampler belongs to one VAE: never "loaded once"
         if key not in self._upsamplers:
-            from modules.ltx.hosts import loading
+            from modules.ltx.hosts import hub, loading
 
-            where = str(self._local(source) or source)
+            where = self._local(source) or hub.upsampler(source, offline=self._offline)
             pipe = next(iter(resident.pipes.values()))
-            self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine, offline=self._offline)
+            self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine)
         return self._upsamplers[key]
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:

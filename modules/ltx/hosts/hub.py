@@ -15,6 +15,7 @@ from modules.ltx.errors import RequestError
 from modules.ltx.hosts import folders
 from modules.ltx.ltx_capabilities import Caps
 
+UPSAMPLER = "latent_upsampler"  # the subfolder in every repo that has one
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")
 _INDEX = ".safetensors.index.json"
 
@@ -59,6 +60,15 @@ def part(repo: str, name: str, *, offline: bool) -> Path:
     """The snapshot folder of a repo with one component in it."""
     folders.snapshot(repo, ["model_index.json"], offline=offline)
     return _fetch(repo, [name], offline=offline)
+
+
+def upsampler(repo: str, *, offline: bool) -> Path:
+    """The snapshot folder of a repo with its latent upsampler in it."""
+    folder = folders.snapshot(repo, [f"{UPSAMPLER}/*"], offline=offline)
+    if not (folder / UPSAMPLER).is_dir():
+        missing = "is not downloaded yet and offline mode is on; go online once" if offline else "is not in this repo"
+        raise RequestError(f"{repo}: its {UPSAMPLER} {missing}; without it there is no second stage (--refine).")
+    return folder
 
 
 def _fetch(repo: str, parts: Collection[str], *, offline: bool) -> Path:

@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
 from modules.ltx.errors import HostError
-from modules.ltx.hosts import folders, machine, quantizing
+from modules.ltx.hosts import folders, hub, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
 
@@ -134,17 +134,17 @@ def sibling(pipe: Any, class_name: str) -> Any:
     return other
 
 
-def upsampler(caps: Caps, source: str, vae: Any, where: machine.Machine, *, offline: bool) -> Any:
-    """The latent upsample pipeline of a variant's family over its own VAE."""
+def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any:
+    """The latent upsample pipeline of a variant's family over its own VAE, from the upsampler in `folder`."""
     two = caps.family == "2.x"
     model_class = LTX2LatentUpsamplerModel if two else LTXLatentUpsamplerModel
-    with _load_errors(source):
+    with _load_errors(str(folder)):
         model = model_class.from_pretrained(
-            source,
-            subfolder="latent_upsampler",
+            folder,
+            subfolder=hub.UPSAMPLER,
             dtype=getattr(torch, where.dtype),
             use_safetensors=True,
-            local_files_only=offline or Path(source).is_dir(),
+            local_files_only=True,
         )
     wrap = diffusers.LTX2LatentUpsamplePipeline if two else diffusers.LTXLatentUpsamplePipeline
     pipe = wrap(vae=vae, latent_upsampler=model.to(where.device))
