@@ -118,8 +118,10 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--prefix-frames", metavar="N", help=f"{PREFIX_FRAMES.help} (default 17)")
     images.add_argument("--prefix-skip", metavar="N", help=f"{PREFIX_SKIP.help} (default 0)")
     images.add_argument("--condition-strength", metavar="X", help=f"{STRENGTH.help}: {STRENGTH.allowed()} (default 1)")
-    lora_help = f"LoRA weights for all stages, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1)"
-    images.add_argument("--lora", metavar="PATH[:STRENGTH]", action="append", help=lora_help)
+    lora_help = (
+        f"LoRA weights, may be repeated; strength is {LORA_STRENGTH.allowed()} (default 1), in stage 2 STAGE2 if given"
+    )
+    images.add_argument("--lora", metavar="PATH[:STRENGTH[:STAGE2]]", action="append", help=lora_help)
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
@@ -221,13 +223,22 @@ def _prefix(args: argparse.Namespace) -> dict[str, object] | None:
 
 
 def _lora(text: str) -> dict[str, object]:
-    """PATH or PATH:STRENGTH. A colon that no number follows belongs to the path (C:\\x.safetensors)."""
-    source, colon, tail = text.rpartition(":")
+    """PATH, PATH:STRENGTH or PATH:STRENGTH:STAGE2. A colon that no number follows belongs to the path (C:\\x)."""
+    source, strengths = text, list[str]()
+    while len(strengths) < 2:
+        head, colon, tail = source.rpartition(":")
+        if not colon or not _is_number(tail):
+            break
+        source, strengths = head, [tail, *strengths]
+    return {"source": source, **dict(zip(("strength", "stage2"), strengths, strict=False))}
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(tail)
+        float(text)
     except ValueError:
-        return {"source": text}
-    return {"source": source, "strength": tail} if colon else {"source": text}
+        return False
+    return True
 
 
 def print_json(value: object) -> None:

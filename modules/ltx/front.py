@@ -25,7 +25,7 @@ def settle(request: Request, host: Host) -> Plan:
         load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
     if settled.prefix is not None:
         load_clip(settled.prefix)
-    for lora in settled.stages[0].loras:
+    for lora in {lora.repo: lora for stage in settled.stages for lora in stage.loras}.values():
         host.weights(lora)
     return settled
 

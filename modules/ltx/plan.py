@@ -249,7 +249,7 @@ def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> t
     schedule = recipe.base_schedule(request, caps, sizes.base_width, sizes.base_height, frames)
     guidance = recipe.base_guidance(request, caps)
     notes = [*schedule.notes, *solver.notes, *recipe.guidance_notes(request, guidance)]
-    loras = tuple(LoraPlan(item.source, item.strength) for item in request.loras)
+    loras, loras2 = recipe.strengths(request.loras)
     stages = [
         StagePlan(
             name="stage1",
@@ -261,7 +261,7 @@ def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> t
             scheduler=SchedulerPlan(solver.stage1, schedule.source, schedule.shift),
             guidance=guidance,
             lora=_own_lora(caps, solver.lora_stage1),
-            loras=loras,
+            loras=_loras(loras),
             noise_scale=1.0,
             use_cross_timestep=caps.use_cross_timestep,
             passes=(1,) * len(schedule.sigmas),
@@ -282,8 +282,12 @@ def _stages(request: Request, caps: Caps, sizes: recipe.Sizes, frames: int) -> t
         stage2 = recipe.stage2_schedule(request, caps)
         notes += stage2.notes
         stages.append(_stage2(caps, sizes, frames, stage2, solver))
-        stages[-1] = replace(stages[-1], loras=loras)
+        stages[-1] = replace(stages[-1], loras=_loras(loras2))
     return tuple(stages), notes
+
+
+def _loras(chosen: Iterable[tuple[str, float]]) -> tuple[LoraPlan, ...]:
+    return tuple(LoraPlan(source, strength) for source, strength in chosen)
 
 
 def _own_lora(caps: Caps, strength: float) -> LoraPlan | None:

@@ -26,7 +26,7 @@ from modules.ltx.ltx_util import (
     shifted_sigmas,
     token_count,
 )
-from modules.ltx.request import Request
+from modules.ltx.request import Lora, Request
 
 EULER, RES_2S = "euler", "res_2s"
 
@@ -232,6 +232,13 @@ def guidance_notes(request: Request, guidance: Guidance) -> list[str]:
     if request.stg_blocks is not None and not guidance.stg_blocks:
         return ["--stg-blocks is not used: STG is off for video and sound"]
     return []
+
+
+def strengths(loras: Sequence[Lora]) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The user's LoRAs of stage 1 and of stage 2, as (source, strength); one of strength 0 is not loaded there."""
+    first = [(lora.source, lora.strength) for lora in loras]
+    second = [(lora.source, lora.strength if lora.stage2 is None else lora.stage2) for lora in loras]
+    return [one for one in first if one[1]], [one for one in second if one[1]]
 
 
 def memory_gb(caps: Caps) -> dict[str, float]:

@@ -135,10 +135,14 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA weights (a file, a folder or a hub repo) and how strongly they act, 1.0 as trained."""
+    """LoRA weights (a file, a folder or a hub repo) and how strongly they act, 1.0 as trained, 0 not at all.
+
+    `stage2`: in stage 2; None is as strongly as in stage 1.
+    """
 
     source: str
     strength: float = 1.0
+    stage2: float | None = None
 
 
 def option(
@@ -273,7 +277,7 @@ PREFIX_FRAMES = Option(
     "frames", "int", "frames of the video to begin with; 8k+1 is kept", "--prefix-frames", 1, MAX_FRAMES
 )
 PREFIX_SKIP = Option("skip", "int", "frames of the file to leave out before it", "--prefix-skip", 0, 10_000_000)
-LORA_STRENGTH = Option("strength", "float", "strength of a LoRA", "--lora PATH:STRENGTH", -4.0, 4.0)
+LORA_STRENGTH = Option("strength", "float", "strength of a LoRA", "--lora PATH:STRENGTH:STAGE2", -4.0, 4.0)
 FRAME = Option("frame", "int", "frame an image stands at", "frame", -1, MAX_FRAMES)
 
 
@@ -309,8 +313,9 @@ def _prefix(item: object) -> Prefix | None:
 
 
 def _lora(item: Mapping[str, object]) -> Lora:
-    _only(item, "loras", {"source", "strength"})
-    return Lora(_path(item, "source", "LoRA"), LORA_STRENGTH.parse(item.get("strength", 1.0)))
+    _only(item, "loras", {"source", "strength", "stage2"})
+    first, second = LORA_STRENGTH.parse(item.get("strength", 1.0)), LORA_STRENGTH.parse(item.get("stage2"))
+    return Lora(_path(item, "source", "LoRA"), first, second)
 
 
 def _only(item: Mapping[str, object], where: str, allowed: set[str]) -> None:
