@@ -1,4 +1,5 @@
 """`python -m bench.refiner_quality`: whether the self-refiner makes better video on LTX-Nano, and at what cost.
+With `--model samplers`: the same question of the samplers.
 
 The same prompts and seeds for every setting, through the project's own plans and stages; judged from pixels and sound
 by `nano/judge.py`. Half of the prompts are of combinations that were never trained. Intervals are 95 % bootstrap
@@ -24,6 +25,7 @@ import numpy as np
 from nano import evaluate
 from nano.evaluate import Maker, Mode
 
+SIDE = 256  # at 128 the VAE itself takes a quarter of the small squares for balls
 FIGURES = ("all", "shape", "motion", "outline", "area_drift", "jerk")
 BETTER = {"all": 1, "shape": 1, "motion": 1, "outline": 1, "area_drift": -1, "jerk": -1}
 
@@ -60,7 +62,24 @@ DEV = (
     Setting("2-6:2, reuse", {"steps": 12, **refined(plan="2-6:2", guidance="reuse")}),
     Setting("17 steps", {"steps": 17}),
 )
-MODELS = {"distilled": ("nano-2.3-distilled-t2v", DISTILLED), "dev": ("nano-2.3-dev-t2v", DEV)}
+SAMPLERS = (
+    Setting("off", {"steps": 30}),  # Euler
+    Setting("euler, 40", {"steps": 40}),
+    Setting("euler, 15", {"steps": 15}),
+    Setting("gradient_estimation, 30", {"steps": 30, "sampler": "gradient_estimation"}),
+    Setting("euler_ancestral, 30", {"steps": 30, "sampler": "euler_ancestral"}),
+    Setting("heun, 15 (29 evaluations)", {"steps": 15, "sampler": "heun"}),
+    Setting("res_2s, 15 (31 evaluations)", {"sampler": "res_2s"}),
+    Setting(
+        "res_2s, 15, Euler's guidance",
+        {"sampler": "res_2s", "stg_scale": 1.0, "audio_stg_scale": 1.0, "guidance_rescale": 0.7},
+    ),
+)
+MODELS = {
+    "samplers": ("nano-2.3-dev-t2v", SAMPLERS),
+    "distilled": ("nano-2.3-distilled-t2v", DISTILLED),
+    "dev": ("nano-2.3-dev-t2v", DEV),
+}
 
 
 def share(model: str, prompts: int, seeds: int, rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
@@ -73,7 +92,7 @@ def share(model: str, prompts: int, seeds: int, rank: int, workers: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         maker = Maker(Path(folder))
         for setting in settings:
-            mode = Mode(setting.name, name, {"width": 128, "height": 128, **setting.options})
+            mode = Mode(setting.name, name, {"width": SIDE, "height": SIDE, **setting.options})
             for index, scene in list(enumerate(evaluate.scenes(prompts, seed=11)))[rank::workers]:
                 for seed in range(seeds):
                     tries = [
