@@ -189,7 +189,7 @@ class Dev:
     lr = 6e-3
 
     def __init__(
-        self, pools: Path, steps: int = 4000, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
+        self, pools: Path, steps: int = 9000, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
     ) -> None:
         self.steps = steps
         self.transformer, self.connectors = new_transformer(), new_connectors()
