@@ -11,6 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from modules.ltx.request import SAMPLERS
 from modules.video_models.ltx_models import CONDITION, CONDITION_09, RANDOM, T2V, Model
 
 
@@ -71,7 +72,7 @@ class Caps:
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
 
     default_sampler: str = "euler"
-    samplers: tuple[str, ...] = ("euler", "euler_ancestral", "gradient_estimation", "heun", "res_2s")
+    samplers: tuple[str, ...] = SAMPLERS
     default_cfg: float = 1.0
     default_steps: int = 8
     default_sampler_shift: float | None = None
@@ -185,7 +186,7 @@ def parents() -> Mapping[str, Caps]:
         is_ltx_2_3=True,
         use_cross_timestep=True,
         stg_default_blocks=(28,),  # LTX_2_3_PARAMS
-        # Byte-identical in all 2.3 variants; so is Gemma.
+        # The connectors are byte-identical in all 2.3 variants, which share one Gemma 3, as the host does.
         text_encoder_repo="OzzyGT/LTX-2.3",
         connectors_repo="OzzyGT/LTX-2.3",
         upsampler="CalamitousFelicitousness/LTX-2.3-Spatial-Upsampler-x2-1.1-Diffusers",

@@ -30,7 +30,7 @@ class FlowMatchRes2sScheduler(FlowMatchSolver):
     """n steps are 2 n + 1 evaluations: two a step, and a last one at SMALLEST, whose x0 is the result.
 
     `eta` 0 adds no noise at all (second order then); anything else is for the end of a step. Its noise is drawn by
-    keyed seeds: upstream's own, seed for the step, would begin with the very numbers the latents began with.
+    keyed seeds: the job's plain seed would draw the very numbers that the latents began with.
     """
 
     eta = ETA
