@@ -42,7 +42,9 @@ _TOKENS_PER_BATCH = 64 * 32
 _DROP_TEXT = 0.12
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
-_SHIFT = 0.95  # the mean of LTX-2's time shift at its smallest token count
+# The means of LTX-2's time shift at its smallest and largest token count, and how often each is drawn. What gets
+# lost at 256x256 gets lost above 0.9: of clips noised to 0.909 Dev kept 97 % of the shapes, of pure noise it made 75 %.
+_SHIFTS = ((0.95, 0.4), (2.05, 0.6))
 
 
 def new_text_encoder() -> Any:
@@ -162,7 +164,8 @@ def draw_sigma(rng: np.random.Generator, count: int) -> Tensor:
     """Logit-normal, a fifth uniform, then shifted towards noise as LTX-2's schedules are."""
     normal = 1 / (1 + np.exp(-rng.standard_normal(count)))
     level = np.where(rng.random(count) < 0.2, rng.random(count), normal)
-    shift = math.exp(_SHIFT)
+    shifts, shares = zip(*_SHIFTS, strict=True)
+    shift = np.exp(rng.choice(shifts, count, p=shares))
     return torch.tensor(shift * level / (1 + (shift - 1) * level), dtype=torch.float32).clamp(1e-3, 1.0)
 
 
@@ -189,7 +192,7 @@ class Dev:
     lr = 6e-3
 
     def __init__(
-        self, pools: Path, steps: int = 9000, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
+        self, pools: Path, steps: int = 13000, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
     ) -> None:
         self.steps = steps
         self.transformer, self.connectors = new_transformer(), new_connectors()

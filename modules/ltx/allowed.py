@@ -23,6 +23,8 @@ def refuse_unsupported(request: Request, caps: Caps) -> None:
     """Raises RequestError for the first option that `caps` does not have."""
     asked = {name for name, value in request.to_json().items() if value not in (False, None)}
     gates = {
+        "enhance_prompt": caps.supports_prompt_enhancer,
+        "decoder": caps.supports_diffusion_decoder or request.decoder == "vae",
         "decode_timestep": caps.supports_decode_timestep,
         "image_cond_noise_scale": caps.supports_image_cond_noise_scale,
         "dynamic_shift": caps.supports_dynamic_shift,

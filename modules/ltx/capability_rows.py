@@ -67,6 +67,7 @@ class Caps:
     supports_two_stage_refine: bool = False
     supports_upsample: bool = False
     supports_duration_head: bool = False  # the model says how long a clip of the prompt is, where nobody does
+    supports_diffusion_decoder: bool = False  # it comes with a second decoder, which denoises pixels
     use_cross_timestep: bool = False
     latents_normalized: bool = False  # what travels between stages is normalised (0.9) or not (2.x)
     forced_no_dynamic_shift: bool = False  # pinned off when the model loads
@@ -97,6 +98,7 @@ class Caps:
 
     text_encoder_repo: str | None = None  # where variants that share one take it from; None: its own repo
     connectors_repo: str | None = None
+    prompt_enhancer_repo: str | None = None  # the model that rewrites prompts, where it is one of its own
 
     upsampler: str | None = None
     upsampler_why_not: str = ""
@@ -111,6 +113,7 @@ class Caps:
     transformer_gb: float = 38.0
     text_encoder_gb: float = 24.0
 
+    slow_decoder: str = ""  # what the diffusion decoder lacks here to be fast; filled in by `effective`
     lora_why_not: str = ""  # why no LoRA can be used as it is loaded here; filled in by `effective`
     unavailable: tuple[str, ...] = ()  # why this machine cannot run it; filled in by `effective`
 
@@ -123,6 +126,10 @@ class Caps:
     def shared_parts(self) -> dict[str, str]:
         """Components that other variants have too, and the repo that all of them take each from."""
         return {part: repo for part, name in SHARED.items() if (repo := getattr(self, name))}
+
+    @property
+    def supports_prompt_enhancer(self) -> bool:
+        return self.prompt_enhancer_repo is not None
 
     @property
     def is_i2v(self) -> bool:
@@ -199,6 +206,8 @@ def parents() -> Mapping[str, Caps]:
         is_ltx_2_3=False,
         image_crf=18,  # LTX_2_4_IMAGE_CRF; diffusers LTX2_5_IMAGE_CRF
         supports_duration_head=True,
+        supports_diffusion_decoder=True,
+        prompt_enhancer_repo="google/gemma-4-E2B-it",  # diffusers LTX2Pipeline; its system prompts are made for it
         text_encoder_repo=None,  # Gemma 4
         connectors_repo=None,
         upsampler="Lightricks/LTX-2.5-Diffusers",

@@ -95,6 +95,23 @@ def frames(
             yield to_uint8(pixels[:, :, first : first + CHUNK])
 
 
+def diffused(
+    model: Any, latents: torch.Tensor, *, generator: torch.Generator, poll: Callable[[], None]
+) -> Iterator[NDArray[np.uint8]]:
+    """The same from the diffusion decoder: all at once, in tiles of its own, before the first chunk comes.
+
+    Its first three stages must see the whole clip, so it cannot stream as the VAE does.
+    """
+    with torch.no_grad(), borrow.forward_hook(model.decoder.conv_in_x_t, poll):  # once a tile
+        pixels = model.decode(latents.to(model.device, model.dtype), generator=generator, return_dict=False)[0]
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        for first in range(0, pixels.shape[2], CHUNK):
+            yield to_uint8(pixels[:, :, first : first + CHUNK].float())
+
+    return chunks()
+
+
 def _noised(
     latents: torch.Tensor, plan: DecodePlan, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

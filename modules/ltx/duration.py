@@ -30,9 +30,11 @@ def settle(state: State, host: Host) -> State:
 
 
 def _planned_again(plan: Plan, frames: int, host: Host) -> Plan:
-    """The plan with its length known. The request stays what was asked: asked again, it is predicted again."""
+    """The plan with its length known, and its prompt as it was encoded. The request stays what was asked: asked again,
+    it is predicted again."""
     asked = replace(plan.request, frames=frames)
-    return replace(make_plan(asked, plan.caps, plan.found, host.denoise_callback()), request=plan.request)
+    again = make_plan(asked, plan.caps, plan.found, host.denoise_callback())
+    return replace(again, request=plan.request, prompt=plan.prompt)
 
 
 def _predicted(state: State, host: Host) -> int | None:

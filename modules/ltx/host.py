@@ -5,7 +5,7 @@ Two hosts implement it: the embedded one (`hosts/embedded.py`) and SD.Next. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,18 @@ class Host(Protocol):
 
     def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
         """The resident pipeline of a variant, as an instance of `class_name`, sharing all components."""
+
+    def enhancer(self, caps: Caps) -> AbstractContextManager[Any]:
+        """A pipeline whose `enhance_prompt` works, read for as long as it is borrowed.
+
+        Raises RequestError where the model has no prompt enhancer, or it cannot be had.
+        """
+
+    def decoder(self, caps: Caps, shape: Sequence[int]) -> AbstractContextManager[Any]:
+        """The diffusion decoder for latents of `shape`, read for as long as it is borrowed.
+
+        Raises RequestError, its text the reason, where it cannot be had or cannot decode them here.
+        """
 
     def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
         """The latent upsampler that belongs to the variant's VAE."""

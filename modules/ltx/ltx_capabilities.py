@@ -153,8 +153,10 @@ def effective(caps: Caps, lacks: Mapping[str, str]) -> Caps:
     """`caps` with the reasons why this machine cannot run it.
 
     `lacks` maps what a host found missing (a diffusers class, a package, or a quantization) to the
-    sentence shown to the user, as {"LTX2ConditionPipeline": "needs diffusers >= 0.42"}; "lora" to why none works.
+    sentence shown to the user, as {"LTX2ConditionPipeline": "needs diffusers >= 0.42"}; "lora" to why none works,
+    "fast decoder" to what the diffusion decoder's kernel needs.
     """
     needed = (caps.pipeline, caps.stage2_pipeline, caps.quantization, f"generation {caps.generation}")
     reasons = tuple(dict.fromkeys(lacks[n] for n in needed if n in lacks))
-    return replace(caps, unavailable=reasons, lora_why_not=lacks.get("lora", ""))
+    slow = lacks.get("fast decoder", "") if caps.supports_diffusion_decoder else ""
+    return replace(caps, unavailable=reasons, lora_why_not=lacks.get("lora", ""), slow_decoder=slow)

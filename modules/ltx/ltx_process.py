@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modules.ltx import borrow, decode, stages
-from modules.ltx.errors import LTXError, OutOfMemory
+from modules.ltx.errors import LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, write_video
@@ -27,6 +27,10 @@ from modules.ltx.media_in import file_digest, load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import Event, Media, State, Timing
 from modules.ltx.version import VERSION
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 STALE = 24 * 3600.0  # seconds after which a partial file of ours belongs to a process that was killed
 
@@ -107,9 +111,7 @@ def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
     with borrow.folder(path.parent) as folder, host.pipeline(plan.caps, last) as pipe:
         sweep_partials(folder, STALE)
         sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
-        generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
-        latents_in = _for_vae(pipe, state)
-        frames = decode.frames(pipe, latents_in, plan.decode, generator=generator, before_tile=before_tile)
+        state, frames = _frames(state, host, pipe, before_tile)
         digests = (
             _digest(latents),
             None if state.delivered_audio is None else _digest(state.delivered_audio),
@@ -138,6 +140,29 @@ def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
         audio_latents_sha256=digests[1],
     )
     return replace(state, media=media)
+
+
+def _frames(
+    state: State, host: Host, pipe: Any, before_tile: Callable[[], None]
+) -> tuple[State, Iterator[NDArray[np.uint8]]]:
+    """The clip in chunks of frames, by the decoder of the plan; where that cannot be had, by the VAE, with a note."""
+    plan, latents = state.plan, _for_vae(pipe, state)
+
+    def generator() -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
+
+    if plan.decode.decoder == "diffusion":
+        try:
+            with host.decoder(plan.caps, latents.shape) as model:
+                return state, decode.diffused(model, latents, generator=generator(), poll=before_tile)
+        except RequestError as error:
+            reason = str(error)
+        except torch.OutOfMemoryError:
+            reason = "the device has too little memory for it"
+        said = f"decoded by the VAE instead of the diffusion decoder: {reason}"
+        state = replace(state, notes=(*state.notes, said))
+        host.free("decoder")
+    return state, decode.frames(pipe, latents, plan.decode, generator=generator(), before_tile=before_tile)
 
 
 def _for_vae(pipe: Any, state: State) -> torch.Tensor:

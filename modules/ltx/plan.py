@@ -95,6 +95,7 @@ class StagePlan:
 class DecodePlan:
     """How latents become frames: VAE noise level (None = not conditioned), and tiles in pixel frames."""
 
+    decoder: str = "vae"  # vae | diffusion; the VAE takes over where the other cannot be had
     timestep: float | None = None
     noise_scale: float | None = None
     tile_frames: int = 48  # upstream tiles 64 frames and shares 24, diffusers 16 and 8
@@ -123,6 +124,7 @@ class Plan:
     notes: tuple[str, ...]
     image_cond_noise_scale: float | None = None
     found: tuple[str, ...] = ()  # how the variant was found, in words
+    enhances_prompt: bool = False  # `prompt` is the user's until the prompt enhancer has written it out
     predicts_frames: bool = False  # `frames` is the default until the prompt is encoded; then the model says
     prefix: Prefix | None = None  # the video that the clip begins with
     refiner: RefinerPlan | None = None  # the self-refiner's settings; None: off
@@ -179,6 +181,7 @@ class Plan:
             "fps": self.fps,
             "seconds": round(self.seconds, 3),
             "predicts_frames": self.predicts_frames,
+            "enhances_prompt": self.enhances_prompt,
             "stages": [{**asdict(stage), "evaluations": stage.evaluations} for stage in self.stages],
             "images": [asdict(image) for image in self.images],
             "prefix": None if self.prefix is None else asdict(self.prefix),
@@ -228,6 +231,7 @@ def plan(
         decode=_decode(request, caps),
         notes=(),
         found=notes,
+        enhances_prompt=request.enhance_prompt,
         predicts_frames=caps.supports_duration_head and request.frames is None,
         image_cond_noise_scale=_noise_on_images(request, caps),
         refiner=refinement.settings,
@@ -326,10 +330,11 @@ def _audio_from(request: Request, caps: Caps, stages: tuple[StagePlan, ...]) -> 
 
 
 def _decode(request: Request, caps: Caps) -> DecodePlan:
+    kind = request.decoder or "vae"
     if not caps.supports_decode_timestep:
-        return DecodePlan()
+        return DecodePlan(kind)
     given = request.decode_timestep
-    return DecodePlan(caps.decode_timestep if given is None else given, caps.decode_noise_scale)
+    return DecodePlan(kind, caps.decode_timestep if given is None else given, caps.decode_noise_scale)
 
 
 def _noise_on_images(request: Request, caps: Caps) -> float | None:

@@ -18,6 +18,7 @@ MAX_SIDE = 4096  # pixels; 4096x4096x9 is already 32768 tokens, more than any LT
 MAX_FRAMES = 2401  # 100 s at 24 fps; upstream's longest published clips are 20 s
 MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit integer
 SAMPLERS = ("euler", "euler_ancestral", "gradient_estimation", "heun", "res_2s")
+DECODERS = ("vae", "diffusion")
 MAX_PROMPT = 1_000_000  # characters; the tokenizer cuts far earlier, this only bounds the metadata
 
 
@@ -168,6 +169,11 @@ class Request:
     model: str = option("str", "an id, a label of `models`, a folder, a hub repo, or `nano`", default="nano")
     variant: str | None = option("str", "treat the folder or repo of --model as this variant (id or label)")
     prompt: str = option("str", "what the video shows and sounds like", default="")
+    enhance_prompt: bool = option(
+        "bool",
+        "first have the prompt written out by the model's prompt enhancer, which sees the first image (2.5)",
+        default=False,
+    )
     negative: str | None = option("str", "what it should not show; used where guidance is above 1")
     seed: int | None = option("int", "same seed, same video; left out, one is drawn", between=(0, MAX_SEED))
     steps: int | None = option("int", "denoising steps of the first stage", between=(1, 200))
@@ -210,6 +216,11 @@ class Request:
         "float", "shift of the sigma schedule; below 0 the token count decides", between=(-1, 10)
     )
     dynamic_shift: bool | None = option("bool", "shift the schedule by the token count of the stage")
+    decoder: str | None = option(
+        "choice",
+        "what turns latents into pixels: the VAE, or the diffusion decoder of 2.5 (finer, slower, needs much memory)",
+        choices=DECODERS,
+    )
     decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
     image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
     audio: bool = option("bool", "write sound where the model makes it", default=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modules.ltx import borrow, duration, recipe
+from modules.ltx import borrow, duration, enhance, recipe
 from modules.ltx.denoise import Attached
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
@@ -48,6 +48,7 @@ def _stage(state: State, host: Host, *, call: Callable[..., State], name: str) -
 
 def encode(state: State, host: Host) -> State:
     """Prompt to embeddings, once a job; negative ones only where some stage's guidance needs them."""
+    state = enhance.settle(state, host)
     plan = state.plan
     with (
         host.pipeline(plan.caps, plan.caps.pipeline) as pipe,

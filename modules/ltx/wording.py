@@ -45,6 +45,11 @@ def prompt_notes(settled: Plan) -> list[str]:
     if len(settled.prompt) > 6 * settled.caps.max_sequence_length:
         kept = settled.caps.max_sequence_length
         notes.append(f"the prompt has {len(settled.prompt)} characters; the text encoder reads its first {kept} tokens")
+    if settled.enhances_prompt:
+        notes.append("the model's prompt enhancer writes the prompt out first; the metadata holds what it wrote")
+    if settled.decode.decoder == "diffusion" and settled.caps.slow_decoder:
+        slow = settled.caps.slow_decoder
+        notes.append(f"diffusion decoder: its fast kernel {slow}; where memory is too small for it, the VAE decodes")
     if settled.request.negative and not settled.needs_negative:
         notes.append("the negative prompt is not used: no guidance scale is above 1")
     if settled.negative is None and settled.needs_negative:

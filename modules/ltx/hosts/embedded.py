@@ -11,7 +11,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
-from modules.ltx.errors import Cancelled
+from modules.ltx.errors import Cancelled, RequestError
 from modules.ltx.hosts import folders, machine, nano, quantizing, refiner
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan
@@ -175,11 +175,47 @@ class EmbeddedHost:
         folder = hub.download(caps, offline=self._offline, borrowed=elsewhere)
         return folder, {name: hub.part(repo, name, offline=self._offline) for name, repo in shared.items()}
 
+    def _extra(self, caps: Caps, name: str) -> Path:
+        """The folder that has the component `name`, which only some jobs need: the model's own, else the hub's."""
+        from modules.ltx.hosts import extras, hub
+
+        local = self._local(caps.source)
+        if local is not None and (local / name).is_dir():
+            return local
+        if name == extras.ENHANCER and caps.prompt_enhancer_repo is not None:
+            return hub.whole(caps.prompt_enhancer_repo, offline=self._offline)
+        folder = local or hub.part(caps.source, name, offline=self._offline)
+        if not (folder / name).is_dir():
+            raise RequestError(f"{caps.source}: this copy of the model has no {name}")
+        return folder
+
     def _local(self, source: str) -> Path | None:
         """The folder of a source that needs no hub: LTX-Nano built, a folder as given."""
         if source.startswith(NANO):
             return nano.ensure(source.removeprefix(NANO), self.settings.cache_folder)
         return folders.folder_of(source)
+
+    @contextmanager
+    def enhancer(self, caps: Caps) -> Iterator[Any]:
+        self.poll()
+        from modules.ltx.hosts import extras, loading
+
+        where = self._load(caps).machine
+        folder = self._extra(caps, extras.ENHANCER)
+        with loading.load_errors(str(folder)):
+            pipe = extras.enhancer(folder, where, machine.free_memory(where.device))
+        yield pipe
+
+    @contextmanager
+    def decoder(self, caps: Caps, shape: Sequence[int]) -> Iterator[Any]:
+        self.poll()
+        from modules.ltx.hosts import extras, loading
+
+        where = self._load(caps).machine
+        folder = self._extra(caps, extras.DECODER)
+        with loading.load_errors(str(folder)):
+            model = extras.decoder(folder, shape, where, machine.free_memory(where.device))
+        yield model
 
     def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
         return self._lent(lambda: self._upsampler(caps, source))

@@ -52,6 +52,12 @@ def facts_of(folder: Path) -> Facts:
     return Facts(pipeline=str(index.get("_class_name", "")), transformer=transformer, vae=vae)
 
 
+def named(folder: Path) -> list[str]:
+    """The components that a model folder's model_index.json names."""
+    index = _json(folder / "model_index.json") or {}
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+
+
 def weight_bytes(folder: Path) -> dict[str, int]:
     """Bytes of safetensors in each component's subfolder."""
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]

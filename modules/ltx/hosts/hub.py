@@ -7,7 +7,6 @@ has a folder of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
@@ -21,13 +20,19 @@ _INDEX = ".safetensors.index.json"
 
 
 def needed(files: Iterable[str], parts: Collection[str]) -> list[str]:
-    """Of a repo's `files`, those of the component folders `parts`, and model_index.json.
+    """Of a repo's `files`, those that are loaded of the component folders `parts`, and model_index.json."""
+    listed = sorted(files)
+    inside = [name for name in listed if PurePosixPath(name).parts[0] in parts and "/" in name]
+    return [*(name for name in listed if name == "model_index.json"), *loadable(inside)]
+
+
+def loadable(files: Iterable[str]) -> list[str]:
+    """Of `files` the ones a component is loaded from.
 
     Only safetensors; where weights are there in shards, not the whole file beside them (OzzyGT/LTX-2.3 has 6 GB of
     connectors twice); no half-precision twin of a file.
     """
-    listed = sorted(files)
-    inside = [name for name in listed if PurePosixPath(name).parts[0] in parts and "/" in name]
+    inside = list(files)
     sharded = {name.removesuffix(_INDEX) + ".safetensors" for name in inside if name.endswith(_INDEX)}
     plain = set(inside)
 
@@ -37,14 +42,13 @@ def needed(files: Iterable[str], parts: Collection[str]) -> list[str]:
         twin = name.replace(".fp16.", ".")
         return name.endswith(".safetensors") and name not in sharded and (twin == name or twin not in plain)
 
-    return [*(name for name in listed if name == "model_index.json"), *filter(wanted, inside)]
+    return list(filter(wanted, inside))
 
 
 def parts_of(folder: Path, caps: Caps, borrowed: Collection[str]) -> list[str]:
     """The component folders of a repo that a variant loads from it."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    return [caps.transformer if name == "transformer" else name for name in named if name not in borrowed]
+    left = {*borrowed, "prompt_enhancer", "processor"}  # what only some jobs need is fetched for them
+    return [caps.transformer if name == "transformer" else name for name in folders.named(folder) if name not in left]
 
 
 def download(caps: Caps, *, offline: bool, borrowed: Collection[str] = ()) -> Path:
@@ -60,6 +64,13 @@ def part(repo: str, name: str, *, offline: bool) -> Path:
     """The snapshot folder of a repo with one component in it."""
     folders.snapshot(repo, ["model_index.json"], offline=offline)
     return _fetch(repo, [name], offline=offline)
+
+
+def whole(repo: str, *, offline: bool) -> Path:
+    """The snapshot folder of a repo that is one component, and has its files at the top."""
+    if offline:
+        return folders.snapshot(repo, ["*"], offline=True)
+    return folders.snapshot(repo, loadable(name for name in folders.listing(repo) if "/" not in name), offline=False)
 
 
 def upsampler(repo: str, *, offline: bool) -> Path:

@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
 from modules.ltx.errors import HostError
-from modules.ltx.hosts import folders, hub, machine, quantizing
+from modules.ltx.hosts import extras, folders, hub, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
 
@@ -68,11 +68,12 @@ def load(
     folders.refuse_pickles(folder)
     _register_quantizer(caps)
     dtype = getattr(torch, where.dtype)
-    with _load_errors(str(folder)):
+    with load_errors(str(folder)):
         wanted = wanted or Wanted()
         subfolders = {"transformer": caps.transformer}
         own = [part for part in wanted.parts if part not in borrowed]
         extra = {**borrowed, **quantizing.components(folder, wanted.quantize, own, dtype, subfolders)}
+        extra |= dict.fromkeys(_left_out(folder))
         if "transformer" not in extra:
             extra |= _other_transformer(caps, folder, dtype)
         pipe = _pipeline_class(caps.pipeline).from_pretrained(
@@ -85,6 +86,11 @@ def load(
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **overrides)
     pipe.set_progress_bar_config(disable=True)
     return place(pipe, where)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """The components that some jobs read for themselves: the enhancer alone would be another 10 GB."""
+    return [name for name in (extras.ENHANCER, extras.READER) if name in folders.named(folder)]
 
 
 def _register_quantizer(caps: Caps) -> None:
@@ -138,7 +144,7 @@ def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any
     """The latent upsample pipeline of a variant's family over its own VAE, from the upsampler in `folder`."""
     two = caps.family == "2.x"
     model_class = LTX2LatentUpsamplerModel if two else LTXLatentUpsamplerModel
-    with _load_errors(str(folder)):
+    with load_errors(str(folder)):
         model = model_class.from_pretrained(
             folder,
             subfolder=hub.UPSAMPLER,
@@ -157,12 +163,12 @@ def shared_part(caps: Caps, name: str, folder: Path, where: machine.Machine, wan
     folders.refuse_pickles(folder)
     _register_quantizer(caps)
     kind = wanted.quantize if name in wanted.parts else None
-    with _load_errors(str(folder)):
+    with load_errors(str(folder)):
         return quantizing.component(folder, name, name, kind, getattr(torch, where.dtype))
 
 
 @contextmanager
-def _load_errors(source: str) -> Iterator[None]:
+def load_errors(source: str) -> Iterator[None]:
     """Missing or damaged weight files, told in one sentence that names the folder."""
     from safetensors import SafetensorError
 

@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -114,7 +115,17 @@ def lacks() -> Mapping[str, str]:
             missing[f"generation {generation}"] = f"needs diffusers >= {least[0]}.{least[1]}"
     if _version("sdnq") is None:
         missing["sdnq-int4"] = "needs the package sdnq (pip install sdnq)"
+    kernel = natten_missing()
+    if kernel:
+        missing["fast decoder"] = kernel
     return MappingProxyType(missing)
+
+
+def natten_missing() -> str:
+    """What the fast kernel of the 2.5 diffusion decoder (NATTEN) lacks here; empty where it can be had."""
+    if not Path("/proc/driver/nvidia/version").exists():  # asked without torch; NATTEN is for Linux anyway
+        return "needs an NVIDIA GPU and Linux"
+    return "" if _version("kernels") is not None else "needs the package kernels (pip install kernels)"
 
 
 def _version(package: str) -> tuple[int, int] | None:
