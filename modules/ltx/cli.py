@@ -43,7 +43,15 @@ GROUPS = {
         *("self_refine", "self_refine_plan", "self_refine_preset", "self_refine_threshold", "self_refine_certain"),
         *("self_refine_decide", "self_refine_guidance", "self_refine_map"),
     ),
-    "schedule and decoding": ("sampler", "sampler_shift", "decoder", "decode_timestep", "image_cond_noise_scale"),
+    "schedule and decoding": (
+        "sampler",
+        "sampler_shift",
+        "decoder",
+        "tile_size",
+        "tile_frames",
+        "decode_timestep",
+        "image_cond_noise_scale",
+    ),
 }
 SPECIAL = ("model", "variant", "prompt", "dynamic_shift", "audio")
 EPILOG = """examples:

@@ -34,7 +34,7 @@ def _planned_again(plan: Plan, frames: int, host: Host) -> Plan:
     it is predicted again."""
     asked = replace(plan.request, frames=frames)
     again = make_plan(asked, plan.caps, plan.found, host.denoise_callback())
-    return replace(again, request=plan.request, prompt=plan.prompt)
+    return replace(again, request=plan.request, prompt=plan.prompt, decode=plan.decode)
 
 
 def _predicted(state: State, host: Host) -> int | None:

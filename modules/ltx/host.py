@@ -62,6 +62,9 @@ class Host(Protocol):
     def denoise_callback(self) -> DenoiseCallback | None:
         """The registered self-refiner; None where the extension is missing. Costs no torch."""
 
+    def room(self, caps: Caps) -> int:
+        """How many numbers, as the variant's VAE has them, decoding may hold: a third of all memory of the device."""
+
     def free(self, phase: str) -> None:
         """Give memory back at the boundary behind `phase`; "tile" comes often and should be cheap."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modules.ltx import borrow, decode, stages
+from modules.ltx import borrow, decode, stages, tiles
 from modules.ltx.errors import LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
@@ -68,9 +68,11 @@ def map_names(plan: Plan) -> list[str]:
 
 
 def load(state: State, host: Host) -> State:
-    """The model made resident, so that its time and its failures have a phase of their own."""
-    with host.pipeline(state.plan.caps, state.plan.caps.pipeline):
-        return state
+    """The model made resident, so that its time and its failures have a phase of their own; tiles as it has room."""
+    plan = state.plan
+    with host.pipeline(plan.caps, plan.caps.pipeline):
+        fitting = tiles.settled(plan.decode, (plan.width, plan.height, plan.frames), host.room(plan.caps))
+        return replace(state, plan=replace(plan, decode=fitting))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modules.ltx import allowed, denoise, recipe, wording
+from modules.ltx import allowed, denoise, recipe, tiles, wording
 from modules.ltx.denoise import DenoiseCallback, RefinerPlan
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
@@ -93,7 +93,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How latents become frames: VAE noise level (None = not conditioned), and tiles in pixel frames."""
+    """How latents become frames: VAE noise level (None = not conditioned), and tiles in pixel frames.
+
+    Tiles that the user did not give are settled when the model is there, by the memory of its device.
+    """
 
     decoder: str = "vae"  # vae | diffusion; the VAE takes over where the other cannot be had
     timestep: float | None = None
@@ -102,6 +105,7 @@ class DecodePlan:
     overlap_frames: int = 16
     tile_size: int = 512  # pixels, 64 shared: upstream's and diffusers' default
     overlap_size: int = 64
+    tiles_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ def plan(
     fps = request.fps or caps.default_fps
     stages, stage_notes = _stages(request, caps, sizes, frames)
     allowed.refuse_loras(stages, caps)
+    decode, decode_notes = tiles.asked(_decode(request, caps), request)
     refinement = denoise.settle(request, denoise_callback, {s.name: s.sigmas for s in stages if s.sigmas})
     stages = tuple(replace(s, passes=(refinement.passes or {}).get(s.name, s.passes)) for s in stages)
     settled = Plan(
@@ -228,7 +233,7 @@ def plan(
         images=images,
         prefix=prefix,
         audio_from=_audio_from(request, caps, stages),
-        decode=_decode(request, caps),
+        decode=decode,
         notes=(),
         found=notes,
         enhances_prompt=request.enhance_prompt,
@@ -241,6 +246,7 @@ def plan(
         *sizes.notes,
         *wording.frame_notes(request, frames, predicted=settled.predicts_frames),
         *stage_notes,
+        *decode_notes,
     ]
     found += [*prefix_notes, *wording.prompt_notes(settled)]
     found += [*refinement.notes, *wording.refiner_notes(settled)]

@@ -221,6 +221,13 @@ class Request:
         "what turns latents into pixels: the VAE, or the diffusion decoder of 2.5 (finer, slower, needs much memory)",
         choices=DECODERS,
     )
+    tile_size: int | None = option(
+        "int",
+        "side of the tiles that are decoded; left out, by the device's memory",
+        between=(128, 4096),
+        unit="pixels",
+    )
+    tile_frames: int | None = option("int", "length of those tiles", between=(16, 1024), unit="frames")
     decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
     image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
     audio: bool = option("bool", "write sound where the model makes it", default=True)

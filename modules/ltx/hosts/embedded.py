@@ -239,6 +239,11 @@ class EmbeddedHost:
     def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
         return pipe(**args)
 
+    def room(self, caps: Caps) -> int:
+        resident = self._load(caps)
+        vae = next(iter(resident.pipes.values())).vae
+        return machine.total_memory(resident.machine.device) // (3 * int(vae.dtype.itemsize))
+
     def free(self, phase: str) -> None:
         if phase != "tile":
             gc.collect()

@@ -89,6 +89,17 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory(device: str) -> int:
+    """All bytes of the device; of the machine where the device shares its memory."""
+    import psutil
+    import torch
+
+    if device.startswith(("cuda", "xpu")):
+        backend = torch.cuda if device.startswith("cuda") else torch.xpu
+        return int(backend.get_device_properties(torch.device(device)).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
 def empty_cache(device: str) -> None:
     """Give freed blocks back: an accelerator's cache, or on Linux the heap's.
 
