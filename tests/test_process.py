@@ -139,9 +139,7 @@ def test_calls_of_a_two_stage_run(
 ) -> None:
     """Evaluations cost what they should, and a prompt is encoded once a job."""
     plan = planned(model, refine=True)
-    streams: list[int] = []
-    texts: list[None] = []
-
+    streams, texts = list[int](), list[None]()
     with host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
         handles = [
             pipe.transformer.register_forward_pre_hook(
