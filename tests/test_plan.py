@@ -265,6 +265,23 @@ def test_the_negative_prompt_is_needed_where_either_modality_is_guided() -> None
     assert not make("2.3-distilled-t2v").needs_negative
 
 
+def test_the_negative_prompt_is_the_familys_and_25_opens_it() -> None:
+    """Lightricks' text of 2.0 is diffusers' own constant; since 2.5 it has five faults more in front."""
+    from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
+
+    from modules.ltx.stages import negative_prompt
+
+    for model in ("2.0-dev-t2v", "2.3-dev-i2v"):
+        images = [FIRST] if model.endswith("i2v") else []
+        assert negative_prompt(make(model, images=images)) == DEFAULT_NEGATIVE_PROMPT
+    opened = negative_prompt(make("2.5-dev-t2v"))
+    assert opened.startswith("has_subtitles, has_blurbox, ")
+    assert opened.endswith(f"speech_ending_short, {DEFAULT_NEGATIVE_PROMPT}")
+    assert negative_prompt(make("2.5-dev-t2v", negative="fog")) == "fog"
+    assert negative_prompt(make("2.5-distilled-t2v")) == ""
+    assert negative_prompt(make("0.9.6-t2v")).startswith("worst quality")
+
+
 def test_the_same_request_gives_the_same_plan() -> None:
     assert make("2.0-dev-t2v", refine=True, seed=3) == make("2.0-dev-t2v", refine=True, seed=3)
 

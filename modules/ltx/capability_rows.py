@@ -36,6 +36,8 @@ FOUR_WAY = Guidance(3.0, 1.0, 3.0, 0.7, 7.0, 1.0, 3.0, 0.7)
 # Same file, LTX_2_3_HQ_PARAMS: with res_2s, STG is off and guidance rescaled otherwise.
 HQ = replace(FOUR_WAY, stg_scale=0.0, guidance_rescale=0.45, audio_stg_scale=0.0, audio_guidance_rescale=1.0)
 HQ_STEPS = 15
+# Same file, DEFAULT_NEGATIVE_PROMPT since 2.5; behind it comes the text that diffusers ships.
+NEGATIVE_25 = "has_subtitles, has_blurbox, transition from black, transition to black, speech_ending_short, "
 HQ_LORA = (0.25, 0.5)  # strength in stage 1 and 2: ltx_pipelines ti2vid_two_stages_hq.py and its arguments
 
 
@@ -83,6 +85,7 @@ class Caps:
     default_frames: int = 121
     default_fps: float = 24.0
     default_negative: str | None = ""  # None: the family's published text, read from diffusers when encoding
+    negative_opening: str = ""  # what the generation puts in front of the family's text
     guidance: Guidance = IDENTITY
     stg_default_blocks: tuple[int, ...] = ()  # used wherever STG is on, asked for or by default
     schedule: str = "distilled"  # distilled | token-count | linear-quadratic | linear
@@ -205,6 +208,7 @@ def parents() -> Mapping[str, Caps]:
         generation="2.5",
         is_ltx_2_3=False,
         image_crf=18,  # LTX_2_4_IMAGE_CRF; diffusers LTX2_5_IMAGE_CRF
+        negative_opening=NEGATIVE_25,
         supports_duration_head=True,
         supports_diffusion_decoder=True,
         prompt_enhancer_repo="google/gemma-4-E2B-it",  # diffusers LTX2Pipeline; its system prompts are made for it
@@ -297,6 +301,7 @@ def _distilled(dev: Caps) -> Caps:
         supports_sampler_shift=False,
         guidance=IDENTITY,
         default_negative="",
+        negative_opening="",
         schedule="distilled" if dev.family == "2.x" else dev.schedule,
         stage2_dev_lora_repo=None,
         stage2_dev_lora_file=None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from modules.ltx.capability_rows import Caps, Guidance
 from modules.ltx.ltx_capabilities import all_caps
-from modules.ltx.plan import StagePlan, plan
+from modules.ltx.plan import Plan, StagePlan, plan
 from modules.ltx.request import Request
 from modules.video_models.ltx_models import CONDITION_09, T2V, T2V_09
 
@@ -30,6 +30,7 @@ _DEV = {
     "size": "768x512 in stage 1, 121 frames, 24 fps",
     "stage 2": "0.909375, 0.725, 0.421875; no guidance, LoRA 1",
     "sound of two stages": "stage 1",
+    "negative prompt": "as of 2.5, for all",
 }
 _DISTILLED = _DEV | {
     "steps": "8",
@@ -39,6 +40,7 @@ _DISTILLED = _DEV | {
     "STG blocks": "-",
     "stage 2": "0.909375, 0.725, 0.421875; no guidance",
     "sound of two stages": "stage 2",
+    "negative prompt": "none",
 }
 # Lightricks/LTX-Video: configs/ltxv-*.yaml.
 _OLD = {
@@ -48,13 +50,14 @@ _OLD = {
     "video guidance": "cfg 3, stg 1, rescale 0.7",
     "decode timestep, noise": "0.05, 0.025",
     "stage 2": "-",
+    "negative prompt": "LTX-Video's five faults",
 }
-_OLD_DISTILLED = _OLD | {"steps": "8", "video guidance": "none"}
+_OLD_DISTILLED = _OLD | {"steps": "8", "video guidance": "none", "negative prompt": "none"}
 UPSTREAM: Mapping[str, Mapping[str, str]] = {
     "2.0-dev-t2v": _DEV | {"steps": "40", "STG blocks": "29"},
     "2.3-dev-t2v": _DEV,
     "2.3-distilled-t2v": _DISTILLED,
-    "2.5-dev-t2v": _DEV | {"image CRF": "18"},
+    "2.5-dev-t2v": _DEV | {"image CRF": "18", "negative prompt": "as of 2.5"},
     "2.5-distilled-t2v": _DISTILLED | {"image CRF": "18", "sampler": "euler_ancestral in stage 1, euler in stage 2"},
     "0.9.0-t2v": _OLD,
     "0.9.1-t2v": _OLD,
@@ -102,6 +105,7 @@ def ours(caps: Caps) -> dict[str, str]:
         "image CRF": str(caps.image_crf),
         "size": f"{one.width}x{one.height}, {one.frames} frames, {one.fps:g} fps",
         "decode timestep, noise": f"{one.decode.timestep}, {one.decode.noise_scale}",
+        "negative prompt": _negative(one),
         "stage 2": "-",
     }
     if one.decode.timestep is None:
@@ -119,6 +123,14 @@ def ours(caps: Caps) -> dict[str, str]:
         if caps.supports_audio:
             told["sound of two stages"] = str(two.audio_from).replace("stage", "stage ")
     return told
+
+
+def _negative(settled: Plan) -> str:
+    if not settled.needs_negative:
+        return "none"
+    if settled.negative is None:
+        return "as of 2.5" if settled.caps.negative_opening else "as of 2.0"
+    return "LTX-Video's five faults"
 
 
 def _schedule(stage: StagePlan) -> str:
@@ -157,6 +169,7 @@ def defaults(caps: Caps) -> dict[str, str]:
         "size": f"{told['width']}x{told['height']}, {frames} frames, {told['frame_rate']:g} fps",
         "decode timestep, noise": f"{decode[0]}, {decode[0] if decode[1] is None else decode[1]}",
         "stage 2": "by hand",
+        "negative prompt": "none",
     }
     if new:
         made["sound guidance"] = _scales(scales, "audio_")

@@ -80,7 +80,7 @@ def negative_prompt(plan: Plan) -> str:
         return plan.negative
     from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
 
-    return str(DEFAULT_NEGATIVE_PROMPT)
+    return plan.caps.negative_opening + str(DEFAULT_NEGATIVE_PROMPT)
 
 
 def _cut_off(tokenizer: Any, plan: Plan) -> str:
