@@ -1,8 +1,8 @@
 """Trains what needs few steps: the Distilled transformer, and the stage-2 LoRA for Dev.
 
 Distilled learns where Dev, guided (classifier-free guidance at 3) and in small steps, arrives at the next of the
-published sigmas, so that eight steps without guidance do what thirty with it did. Both learn stage 2: from
-upsampled latents, noised to the three stage-2 sigmas, straight to the latents of the true clip.
+published sigmas, so that eight steps without guidance do what thirty with it did. Both learn stage 2 in the same way:
+upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them in small steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ _INTERVALS = ((0.07, 1), (0.07, 1), (0.07, 1), (0.09, 1), (0.22, 3), (0.2, 2), (
 LORA_RANK = 32
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 _TOKENS = 64 * 24
-_TAUGHT = 0.75  # share of stage 2 that is learned from the teacher's way, not from the true clip
 _CROSSED = (3, 2, 2)  # in how many steps the teacher crosses each interval of stage 2
 _LEAN = (1.0, 0.5, 0.15)  # how much of the upsampled latents' error is left at each sigma of stage 2
 
@@ -116,12 +115,13 @@ class FromDev(Dev):
         return at
 
     def refine_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Errors of picture and sound in stage 2, from a state built on upsampled latents.
+        """Errors of picture and sound in stage 2, from a state built on upsampled latents to where the teacher arrives
+        at the next sigma.
 
-        Mostly to where the teacher arrives at the next sigma: at 0.909 the clip itself is one of many that are
-        possible, and their mean has no outline. Else to the true clip. Half of the small clips are the teacher's own,
-        made anew from partly noised ones, so that what stage 1 gets wrong is mended. The state leans on the upsampled
-        latents at the first sigma and on the true ones at the last, as it does along a run that goes well.
+        Not to the true clip: at 0.909 it is one of many that are possible, and their mean has no outline. Half of the
+        small clips are the teacher's own, made anew from partly noised ones, so that what stage 1 gets wrong is mended.
+        The state leans on the upsampled latents at the first sigma and on the true ones at the last, as it does along a
+        run that goes well.
         """
         small, large, said = self.stage2.draw(rng, max(2, _TOKENS // math.prod(LARGE.grid)))
         text = self.embed(said)
@@ -133,17 +133,15 @@ class FromDev(Dev):
         which = int(rng.integers(len(STAGE2_SIGMAS)))
         sigma = STAGE2_SIGMAS[which]
         mode = "first" if rng.random() < 0.3 else "text"
-        batch, _, hiss = make_batch(large, LARGE, torch.full((len(said),), sigma), mode)
+        batch, _, _ = make_batch(large, LARGE, torch.full((len(said),), sigma), mode)
         drift = (1 - sigma) * _LEAN[which] * (self.stage2.raised(video) - large["video"])
         at = replace(batch, video=batch.video + batch.free[..., None] * drift)
-        velocity = (at.video - large["video"]) / sigma
-        if rng.random() < _TAUGHT:
-            following = (*STAGE2_SIGMAS, 0.0)[which + 1]
-            there = self.travelled(at, text, np.linspace(sigma, following, _CROSSED[which] + 1).tolist())
-            velocity, hiss = (at.video - there.video, at.sound - there.sound)
-            velocity, hiss = velocity / (sigma - following), hiss / (sigma - following)
+        following = (*STAGE2_SIGMAS, 0.0)[which + 1]
+        there = self.travelled(at, text, np.linspace(sigma, following, _CROSSED[which] + 1).tolist())
         made, heard = at.forward(self.half, text)
-        return at.error(made, velocity), (heard.float() - hiss).square().mean()
+        length = sigma - following
+        hiss = (at.sound - there.sound) / length
+        return at.error(made, (at.video - there.video) / length), (heard.float() - hiss).square().mean()
 
 
 class Distilled(FromDev):

@@ -133,7 +133,7 @@ def test_a_clip_smaller_than_its_windows_is_told(shape: tuple[int, ...], said: s
     assert bool(extras.too_small(REAL, shape)) == bool(said)
 
 
-def test_what_it_would_take_without_its_kernel() -> None:
+def test_p9_without_its_kernel_it_wants_the_scores_of_all_pairs() -> None:
     """diffusers' docstring: the mask of 69x64x96 tokens is 167 GiB; with four heads' scores it is 17 times that."""
     config = {**REAL, "patch_size": 4}
     told = extras.too_large(config, (1, 128, 16, 16, 24), 80 * 2**30, "needs X")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modules.ltx import borrow, decode, stages, tiles
-from modules.ltx.errors import LTXError, OutOfMemory, RequestError
+from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, write_video
@@ -157,7 +157,7 @@ def _frames(
         try:
             with host.decoder(plan.caps, latents.shape) as model:
                 return state, decode.diffused(model, latents, generator=generator(), poll=before_tile)
-        except RequestError as error:
+        except (RequestError, HostError) as error:  # not there, not for this clip, or damaged
             reason = str(error)
         except torch.OutOfMemoryError:
             reason = "the device has too little memory for it"

@@ -23,8 +23,8 @@ _GIB = 2**30
 class Reader:
     """What `enhance_prompt` reads its template with: the tokenizer, and the pictures a template names.
 
-    transformers' own Gemma4Processor cannot be built without torchvision, for the sake of videos that nobody shows it
-    here. This one does the same with text and pictures; `tests/test_enhancer.py` shows it a picture.
+    transformers' own Gemma4Processor needs torchvision, for videos, which nobody shows it here. This one does the same
+    with text and pictures.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,20 +75,33 @@ def decoder(folder: Path, shape: Sequence[int], where: Machine, free: int) -> An
 
     Raises RequestError where it cannot decode them here.
     """
+    from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel
+
     config = json.loads((folder / DECODER / "config.json").read_text(encoding="utf-8"))
-    missing = natten_missing() if where.device.startswith("cuda") else "runs on NVIDIA GPUs only"
+    attention, missing = _fast_attention(where.device)
     obstacle = too_small(config, shape) or (missing and too_large(config, shape, free, missing))
     if obstacle:
         raise RequestError(obstacle)
-    from diffusers.models.autoencoders import ltx2_diffusion_decoder as classes
-
-    model = classes.LTX2VideoDiffusionDecoderModel.from_pretrained(
+    model = LTX2VideoDiffusionDecoderModel.from_pretrained(
         folder, subfolder=DECODER, dtype=getattr(torch, where.dtype), use_safetensors=True, local_files_only=True
     )
-    if not missing:
-        model.set_attn_processor(classes.LTX2VideoVaeNeighborhoodNattenProcessor())
+    if attention is not None:
+        model.set_attn_processor(attention)
     model.enable_tiling()  # the sizes it comes with are Lightricks' own
     return model.eval().to(where.device)
+
+
+def _fast_attention(device: str) -> tuple[Any, str]:
+    """NATTEN's attention for the decoder, or None and what it lacks. The kernel comes from the hub."""
+    missing = natten_missing() if device.startswith("cuda") else "runs on NVIDIA GPUs only"
+    if missing:
+        return None, missing
+    from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoVaeNeighborhoodNattenProcessor
+
+    try:
+        return LTX2VideoVaeNeighborhoodNattenProcessor(), ""
+    except (ImportError, ValueError, OSError) as error:  # offline, or code from the hub is switched off
+        return None, f"could not be fetched ({type(error).__name__})"
 
 
 def too_small(config: dict[str, Any], shape: Sequence[int]) -> str:
