@@ -152,7 +152,7 @@ class Distilled(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 1200,
+        steps: int = 1050,
         *,
         compiled: bool = False,
     ) -> None:
