@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from modules.ltx.ltx_util import shift_for_tokens, shifted_sigmas
-from nano import judge, pool, prompts, weights, world
+from nano import evaluate, judge, pool, prompts, weights
+from nano.distill import GUIDANCE
 from nano.half import Half
 from nano.loop import averaged_weights
 from nano.transformer import LARGE, Batch, Text, make_batch, new_connectors, new_transformer
 
-GUIDANCE, STEPS = 3.0, 30
+STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Probe:
     """A Dev checkpoint and clips to noise: half of them of combinations that are never trained."""
 
     def __init__(self, folder: Path, clips: int, seed: int = 7) -> None:
-        rng = np.random.default_rng(seed)
-        self.scenes = [world.draw_scene(rng, held_out=index % 2 == 1) for index in range(clips)]
+        self.scenes = evaluate.scenes(clips, seed=seed)
         self.vae, audio_vae = weights.vaes(folder)
         drawn = [pool.clip(scene, LARGE) for scene in self.scenes]
         parts = [pool.encode(self.vae, audio_vae, clip[None], mel[None]) for clip, mel in drawn]

@@ -91,8 +91,7 @@ def frames(
         return pixels.float()
 
     for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
-        for first in range(0, pixels.shape[2], CHUNK):
-            yield to_uint8(pixels[:, :, first : first + CHUNK])
+        yield from _chunks(pixels)
 
 
 def diffused(
@@ -104,12 +103,13 @@ def diffused(
     """
     with torch.no_grad(), borrow.forward_hook(model.decoder.conv_in_x_t, poll):  # once a tile
         pixels = model.decode(latents.to(model.device, model.dtype), generator=generator, return_dict=False)[0]
+    return _chunks(pixels)
 
-    def chunks() -> Iterator[NDArray[np.uint8]]:
-        for first in range(0, pixels.shape[2], CHUNK):
-            yield to_uint8(pixels[:, :, first : first + CHUNK].float())
 
-    return chunks()
+def _chunks(pixels: torch.Tensor) -> Iterator[NDArray[np.uint8]]:
+    """Pixels (1, 3, frames, height, width) as bytes, CHUNK frames at a time."""
+    for first in range(0, pixels.shape[2], CHUNK):
+        yield to_uint8(pixels[:, :, first : first + CHUNK].float())
 
 
 def _noised(

@@ -177,12 +177,12 @@ class EmbeddedHost:
 
     def _extra(self, caps: Caps, name: str) -> Path:
         """The folder that has the component `name`, which only some jobs need: the model's own, else the hub's."""
-        from modules.ltx.hosts import extras, hub
+        from modules.ltx.hosts import hub
 
         local = self._local(caps.source)
         if local is not None and (local / name).is_dir():
             return local
-        if name == extras.ENHANCER and caps.prompt_enhancer_repo is not None:
+        if name == hub.ENHANCER and caps.prompt_enhancer_repo is not None:
             return hub.whole(caps.prompt_enhancer_repo, offline=self._offline)
         folder = local or hub.part(caps.source, name, offline=self._offline)
         if not (folder / name).is_dir():
@@ -198,10 +198,10 @@ class EmbeddedHost:
     @contextmanager
     def enhancer(self, caps: Caps) -> Iterator[Any]:
         self.poll()
-        from modules.ltx.hosts import extras, loading
+        from modules.ltx.hosts import extras, hub, loading
 
         where = self._load(caps).machine
-        folder = self._extra(caps, extras.ENHANCER)
+        folder = self._extra(caps, hub.ENHANCER)
         with loading.load_errors(str(folder)):
             pipe = extras.enhancer(folder, where, machine.free_memory(where.device))
         yield pipe
@@ -209,10 +209,10 @@ class EmbeddedHost:
     @contextmanager
     def decoder(self, caps: Caps, shape: Sequence[int]) -> Iterator[Any]:
         self.poll()
-        from modules.ltx.hosts import extras, loading
+        from modules.ltx.hosts import extras, hub, loading
 
         where = self._load(caps).machine
-        folder = self._extra(caps, extras.DECODER)
+        folder = self._extra(caps, hub.DECODER)
         with loading.load_errors(str(folder)):
             model = extras.decoder(folder, shape, where, machine.free_memory(where.device))
         yield model

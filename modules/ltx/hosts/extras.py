@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from modules.ltx.errors import RequestError
+from modules.ltx.hosts.hub import DECODER, ENHANCER, READER
 from modules.ltx.hosts.machine import Machine, natten_missing
 
-ENHANCER, READER, DECODER = "prompt_enhancer", "processor", "diffusion_decoder"
 _GIB = 2**30
 
 

@@ -15,6 +15,7 @@ from modules.ltx.hosts import folders
 from modules.ltx.ltx_capabilities import Caps
 
 UPSAMPLER = "latent_upsampler"  # the subfolder in every repo that has one
+ENHANCER, READER, DECODER = "prompt_enhancer", "processor", "diffusion_decoder"  # what only some jobs need
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")
 _INDEX = ".safetensors.index.json"
 
@@ -47,7 +48,7 @@ def loadable(files: Iterable[str]) -> list[str]:
 
 def parts_of(folder: Path, caps: Caps, borrowed: Collection[str]) -> list[str]:
     """The component folders of a repo that a variant loads from it."""
-    left = {*borrowed, "prompt_enhancer", "processor"}  # what only some jobs need is fetched for them
+    left = {*borrowed, ENHANCER, READER}
     return [caps.transformer if name == "transformer" else name for name in folders.named(folder) if name not in left]
 
 

@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
 from modules.ltx.errors import HostError
-from modules.ltx.hosts import extras, folders, hub, machine, quantizing
+from modules.ltx.hosts import folders, hub, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
 
@@ -90,7 +90,7 @@ def load(
 
 def _left_out(folder: Path) -> list[str]:
     """The components that some jobs read for themselves: the enhancer alone would be another 10 GB."""
-    return [name for name in (extras.ENHANCER, extras.READER) if name in folders.named(folder)]
+    return [name for name in (hub.ENHANCER, hub.READER) if name in folders.named(folder)]
 
 
 def _register_quantizer(caps: Caps) -> None:
