@@ -21,12 +21,14 @@ from torch import Tensor
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from nano import pool, prompts
 from nano.half import Compiled, Half
-from nano.pool import Kind, Pool
+from nano.pool import Kind
 from nano.transformer import (
     KINDS,
     LARGE,
+    LARGE_ANYWHERE,
     OFTEN,
     SMALL,
+    SMALL_ANYWHERE,
     SOUND_WEIGHT,
     Batch,
     Dev,
@@ -50,23 +52,29 @@ _LEAN = (1.0, 0.5, 0.15)  # how much of the upsampled latents' error is left at 
 class Stage2:
     """Batches of stage 2: scenes whose latents of both sizes are known, and the upsampler between them."""
 
-    def __init__(self, small: Pool, large: Pool, upsampler: Any, statistics: tuple[Tensor, Tensor]) -> None:
-        self.small, self.large, self.upsampler = small, large, upsampler.eval()
+    def __init__(self, pools: Path, upsampler: Any, statistics: tuple[Tensor, Tensor]) -> None:
+        told, pictured = (SMALL, LARGE), (SMALL_ANYWHERE, LARGE_ANYWHERE)
+        self.pairs = {
+            mode: tuple(pool.read(pools, kind) for kind in kinds)
+            for mode, kinds in (("text", told), ("first", pictured))
+        }
+        self.upsampler = upsampler.eval()
         self.mean, self.deviation = (value.view(1, 1, -1) for value in statistics)
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-        """The columns of small and large clips of the same scenes, and prompts."""
-        rows = rng.integers(0, len(self.large.columns["index"]), count)
-        said = [prompts.varied(pool.scene(int(self.large.columns["index"][row])), rng) for row in rows]
-        small, large = (
-            {name: column[rows] for name, column in side.columns.items()} for side in (self.small, self.large)
-        )
-        return small, large, said
+    def draw(
+        self, rng: np.random.Generator, mode: str, count: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+        """The columns of small and large clips of the same scenes, and prompts. `mode`: text or first."""
+        small, large = self.pairs[mode]
+        rows = rng.integers(0, len(large.columns["index"]), count)
+        said = [prompts.varied(pool.scene(int(large.columns["index"][row])), rng) for row in rows]
+        columns = ({name: column[rows] for name, column in side.columns.items()} for side in (small, large))
+        return (*columns, said)  # type: ignore[return-value]
 
     @torch.no_grad()
     def raised(self, small: Tensor) -> Tensor:
         """Normalised tokens of small clips as those of large ones."""
-        made = self.upsampler(unpack(small * self.deviation + self.mean, self.small.kind.grid))
+        made = self.upsampler(unpack(small * self.deviation + self.mean, SMALL.grid))
         return (pool.pack(made) - self.mean) / self.deviation
 
 
@@ -123,7 +131,8 @@ class FromDev(Dev):
         The state leans on the upsampled latents at the first sigma and on the true ones at the last, as it does along a
         run that goes well.
         """
-        small, large, said = self.stage2.draw(rng, max(2, _TOKENS // math.prod(LARGE.grid)))
+        mode = "first" if rng.random() < 0.3 else "text"
+        small, large, said = self.stage2.draw(rng, mode, max(2, _TOKENS // math.prod(LARGE.grid)))
         text = self.embed(said)
         video = small["video"] + 0.1 * float(rng.random()) * torch.randn_like(small["video"])
         if rng.random() < 0.5:
@@ -132,7 +141,6 @@ class FromDev(Dev):
             video = self.travelled(start, text, (level, level / 2, 0.0)).video
         which = int(rng.integers(len(STAGE2_SIGMAS)))
         sigma = STAGE2_SIGMAS[which]
-        mode = "first" if rng.random() < 0.3 else "text"
         batch, _, _ = make_batch(large, LARGE, torch.full((len(said),), sigma), mode)
         drift = (1 - sigma) * _LEAN[which] * (self.stage2.raised(video) - large["video"])
         at = replace(batch, video=batch.video + batch.free[..., None] * drift)
@@ -166,7 +174,7 @@ class Distilled(FromDev):
         shares = np.array([share for share, _ in _INTERVALS])
         which = int(rng.choice(len(shares), p=shares / shares.sum()))
         first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
-        batch, _, _ = make_batch(columns, kind, torch.full((len(said),), first), draw_mode(rng))
+        batch, _, _ = make_batch(columns, kind, torch.full((len(said),), first), draw_mode(rng, KINDS[kind].pictured))
         text = self.embed(said)
         there = self.travelled(batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
         video, heard = batch.forward(self.half, text)

@@ -100,7 +100,7 @@ def train(task: Task, folder: Path, worker: Worker | None = None, *, every: int 
             loss, figures = task.loss(step, np.random.default_rng([*seed, 1]))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            worker.average(parameters)
+            worker.average([p for p in parameters if p.requires_grad])
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = task.lr * rate(step, task.steps)

@@ -19,15 +19,17 @@ from nano import prompts, sound, world
 
 @dataclass(frozen=True)
 class Kind:
-    """The size of the clips in a pool."""
+    """The size of the clips in a pool, and whether their objects may be `anywhere` or only where
+    `world.placed` puts them."""
 
     width: int
     height: int
     frames: int
+    anywhere: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.width}x{self.height}x{self.frames}"
+        return f"{self.width}x{self.height}x{self.frames}{'-anywhere' if self.anywhere else ''}"
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -42,6 +44,7 @@ def scene(index: int) -> world.Scene:
 
 def clip(what: world.Scene, kind: Kind) -> tuple[Tensor, Tensor]:
     """Pixels (3, frames, height, width) in -1..1 and mel (2, mel frames, 16)."""
+    what = what if kind.anywhere else world.placed(what)
     pixels = world.render(what, kind.frames, width=kind.width, height=kind.height)
     samples = sound.MEL_FRAMES[kind.frames] * sound.HOP
     heard = sound.mel(sound.wave(what, samples, frames=kind.frames))

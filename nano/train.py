@@ -116,8 +116,8 @@ def _pool(folder: Path, rank: int, workers: int) -> None:
     vae, audio_vae = weights.vaes(folder)
     if rank == 0 and workers > 1:
         torch.distributed.barrier()
-    for kind, (count, _) in KINDS.items():
-        pool.make(folder / "pool", kind, count, vae, audio_vae, rank=rank, workers=workers)
+    for kind, share in KINDS.items():
+        pool.make(folder / "pool", kind, share.clips, vae, audio_vae, rank=rank, workers=workers)
 
 
 def _task(order: Order) -> Any:
@@ -125,7 +125,7 @@ def _task(order: Order) -> Any:
     from nano.audio import AudioVae, Vocoder
     from nano.distill import Distilled, Lora, Stage2
     from nano.loop import averaged_weights
-    from nano.transformer import LARGE, SMALL, Dev
+    from nano.transformer import Dev
     from nano.upsampler import Upsampler, new_upsampler
     from nano.video_vae import VideoVae
 
@@ -140,11 +140,9 @@ def _task(order: Order) -> Any:
     statistics = (vae.latents_mean, vae.latents_std)
     if stage == "upsampler":
         return Upsampler(pools, statistics)
-    from nano import pool
-
     upsampler = new_upsampler()
     upsampler.load_state_dict(averaged_weights(folder, "upsampler", "upsampler"))
-    stage2 = Stage2(pool.read(pools, SMALL), pool.read(pools, LARGE), upsampler, statistics)
+    stage2 = Stage2(pools, upsampler, statistics)
     trained = {name: averaged_weights(folder, "dev", name) for name in ("transformer", "connectors")}
     return (Distilled if stage == "distilled" else Lora)(pools, trained, stage2, compiled=compiled)
 

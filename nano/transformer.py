@@ -26,16 +26,31 @@ from nano.pool import Kind, Pool
 SMALL = Kind(128, 128, 25)
 LARGE = Kind(256, 256, 25)
 SHORT = Kind(256, 256, 9)
-# Clips in the pool, and how often a batch is of it. Shapes are the hardest thing to learn, and hardest where they
-# cover most tokens; short clips show twice as many of them in a batch.
+SMALL_ANYWHERE = Kind(128, 128, 25, anywhere=True)
+LARGE_ANYWHERE = Kind(256, 256, 25, anywhere=True)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Clips in a pool, how often a batch is of it, and how often such a batch is given pictures."""
+
+    clips: int
+    often: float
+    pictured: float = 0.0
+
+
+# Shapes are the hardest thing to learn, and hardest where they cover most tokens; short clips show twice as many of
+# them in a batch. Pictures may show an object anywhere; what is made from words alone is in a few places only.
 KINDS = {
-    SMALL: (5000, 0.22),
-    Kind(128, 128, 49): (400, 0.03),
-    Kind(192, 128, 25): (200, 0.02),
-    Kind(128, 192, 25): (200, 0.02),
-    LARGE: (1600, 0.47),
-    SHORT: (4000, 0.20),
-    Kind(256, 256, 49): (40, 0.04),
+    SMALL: Share(2400, 0.18),
+    SMALL_ANYWHERE: Share(2400, 0.05, 1.0),
+    Kind(128, 128, 49): Share(240, 0.03, 0.3),
+    Kind(192, 128, 25): Share(200, 0.02, 0.3),
+    Kind(128, 192, 25): Share(200, 0.02, 0.3),
+    LARGE: Share(1600, 0.33),
+    LARGE_ANYWHERE: Share(1600, 0.07, 1.0),
+    SHORT: Share(2400, 0.25),
+    Kind(256, 256, 49): Share(60, 0.05, 0.3),
 }
 OFTEN = (64, 128, 256, 320)  # tokens of those that are worth compiling for; 320 with a last picture
 _TOKENS_PER_BATCH = 64 * 32
@@ -43,12 +58,15 @@ _TOKENS_PER_BATCH = 64 * 32
 # the steps before (Ning et al. 2023, arXiv 2301.11706). Whether it helped here is not shown: docs/nano.md.
 _SPREAD = 1.15
 _DROP_TEXT = 0.12
+# The step from which on the connectors stay as they are, so that Distilled and the LoRA, which share them, outlast
+# further training of Dev.
+_CONNECTORS_UNTIL = 13600
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
 # The means of LTX-2's time shift at its smallest and largest token count, and how often each is drawn. What gets
 # lost at 256x256 gets lost above 0.9: of clips noised to 0.909 Dev kept 97 % of the shapes, of pure noise it made 75 %,
 # and 88 % after 3600 steps with the second of the two.
-_SHIFTS = ((0.95, 0.4), (2.05, 0.6))
+_SHIFTS = ((0.95, 0.3), (2.05, 0.4), (3.0, 0.3))
 
 
 def new_text_encoder() -> Any:
@@ -161,9 +179,9 @@ def make_batch(
     return batch, velocity, hiss - heard
 
 
-def draw_mode(rng: np.random.Generator) -> str:
-    """What a batch is given, see `make_batch`."""
-    return str(rng.choice(("text", "first", "last", "both"), p=(0.72, 0.15, 0.04, 0.09)))
+def draw_mode(rng: np.random.Generator, pictured: float) -> str:
+    """What a batch is given, see `make_batch`; pictures in a share of `pictured`."""
+    return str(rng.choice(("first", "last", "both"), p=(0.54, 0.14, 0.32))) if rng.random() < pictured else "text"
 
 
 def draw_sigma(rng: np.random.Generator, count: int) -> Tensor:
@@ -205,16 +223,17 @@ class Dev:
         self.half = Compiled(self.transformer, OFTEN) if compiled else Half(self.transformer)
         self.half_connectors = Half(self.connectors)
         self.text = Text()
-        self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind][1]) for kind in kinds]
+        self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind].often) for kind in kinds]
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer, "connectors": self.connectors}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        self.connectors.requires_grad_(step < _CONNECTORS_UNTIL)
         shared = np.random.default_rng(step)  # workers with batches of one sort do not wait for each other
         kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
         said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
-        mode = draw_mode(shared) if kind != SHORT else "text"
+        mode = draw_mode(shared, KINDS[kind].pictured)
         batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode, spread=_SPREAD)
         video, heard = batch.forward(self.half, self.embed(said), isolate=bool(shared.random() < _ISOLATE))
         seen = batch.error(video, velocity)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modules.ltx.hosts import nano_parts
 from nano import pool
-from nano.transformer import LARGE, SMALL
+from nano.transformer import LARGE_ANYWHERE, SMALL_ANYWHERE
 
 _BATCH = 12
 _INPUT_NOISE = 0.05  # sampled latents are not as clean as encoded ones
@@ -39,7 +39,7 @@ class Upsampler:
     def __init__(self, pools: Path, statistics: tuple[Tensor, Tensor], steps: int = 1500) -> None:
         self.steps = steps
         self.model = new_upsampler()
-        self.small, self.large = pool.read(pools, SMALL), pool.read(pools, LARGE)
+        self.small, self.large = pool.read(pools, SMALL_ANYWHERE), pool.read(pools, LARGE_ANYWHERE)
         self.mean, self.deviation = (value.view(1, 1, -1) for value in statistics)
 
     def modules(self) -> Mapping[str, torch.nn.Module]:

@@ -50,7 +50,7 @@ def _statistics(vae: Any, audio_vae: Any) -> dict[str, Tensor]:
         model.latents_std.fill_(1.0)
     seen, heard = [], []
     for index in range(_SCENES):
-        kind = pool.Kind(256, 256, 25) if index % 4 == 0 else pool.Kind(128, 128, 25)
+        kind = pool.Kind(256, 256, 25, True) if index % 4 == 0 else pool.Kind(128, 128, 25, True)
         pixels, mel = pool.clip(pool.scene(10**6 + index), kind)
         columns = pool.encode(vae, audio_vae, pixels[None], mel[None])
         seen.append(columns["video"].flatten(0, 1))

@@ -8,7 +8,7 @@ prompts, sound, torch or models.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -93,6 +93,17 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool | None = False) -> Sc
     along, across, reach, pace = rng.random(4)
     silent = bool(rng.random() < 0.1)
     return Scene(shape, colour, size, motion, background, silent, along, across, reach, pace)
+
+
+def placed(scene: Scene) -> Scene:
+    """The same scene at the nearest of the few places and paces that a clip made from words alone can have.
+
+    Nine places (three a direction); straight motions at one speed; bounces low and quick, or high and slow. A model
+    that starts from noise must choose among all that is possible, and a small one chooses cleanly only among few.
+    """
+    along, across = (round(2 * value) / 2 for value in (scene.along, scene.across))
+    pace = float(round(scene.pace)) if scene.motion == "bouncing" else 0.5
+    return replace(scene, along=along, across=across, reach=pace, pace=pace)
 
 
 def extents(shape: str, size: str) -> tuple[float, float, float]:
