@@ -147,7 +147,7 @@ def _compared(request: Any, host: Any, path: Path | None, encoding: Any) -> None
     from modules.ltx.compare import both, compare
 
     plans = both(request, host)
-    target = path or host.output_path(plans[1].caps, plans[1].seed)
+    target = path or host.output_path(plans[1])
     compare(plans, host, path=target, encoding=encoding)
     print(target)
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.ltx_capabilities import Caps, Facts
-from modules.ltx.plan import LoraPlan
-from modules.ltx.state import Event
+from modules.ltx.plan import LoraPlan, Plan
+from modules.ltx.state import Event, Media
 
 
 class Host(Protocol):
@@ -56,8 +56,8 @@ class Host(Protocol):
         Raises RequestError when there are none.
         """
 
-    def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
-        """Run the base pass (stage 1). The host may add what it adds to every generation."""
+    def base_pass(self, pipe: Any, args: Mapping[str, Any], plan: Plan) -> Any:
+        """Run the base pass (stage 1) of `plan`. The host may add what it adds to every generation."""
 
     def denoise_callback(self) -> DenoiseCallback | None:
         """The registered self-refiner; None where the extension is missing. Costs no torch."""
@@ -74,8 +74,14 @@ class Host(Protocol):
     def emit(self, event: Event) -> None:
         """Show progress. Must not raise."""
 
-    def output_path(self, caps: Caps, seed: int) -> Path:
-        """A fresh name for the video, never made from the prompt. Raises RequestError if none can be written."""
+    def output_path(self, plan: Plan) -> Path:
+        """A fresh name for the video, ending in .mp4. Raises RequestError if none can be written."""
 
     def machine(self) -> Mapping[str, object]:
         """Device, dtype, offload and versions, for the metadata."""
+
+    def infotext(self, plan: Plan) -> str:
+        """The generation's settings as other programs of the host's kind write them; empty where it has no such."""
+
+    def delivered(self, media: Media) -> None:
+        """The job's files are finished: list them where the host lists what it made."""

@@ -45,7 +45,7 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
     with host.lock():
         seed = random_seed() if plan.seed is None else plan.seed
         plan = plan.with_seed(seed)
-        target, encoding = path or host.output_path(plan.caps, seed), encoding or Encoding()
+        target, encoding = path or host.output_path(plan), encoding or Encoding()
         # Looks whether the names are free: better known now than when the frames are there.
         Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
         images = tuple(load_image(Path(at.path)) for at in plan.images)
@@ -57,6 +57,8 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
                 state = stage(state, host)
                 host.free(phase)
             state = replace(state, timings=(*state.timings, Timing(phase, clock())))
+        if state.media is not None:
+            host.delivered(state.media)
         return state
 
 
@@ -193,6 +195,7 @@ def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[
         **({"self_refiner": {done.stage: done.rows for done in state.refined}} if state.refined else {}),
         "media": {path: file_digest(Path(path)) for path in plan.media},
         "machine": dict(host.machine()),
+        **({"infotext": told} if (told := host.infotext(plan)) else {}),
         "latents": {"video_sha256": digests[0], "audio_sha256": digests[1]},
     }
 

@@ -291,8 +291,10 @@ def _host_errors(folder: Path) -> Iterator[None]:
 
 
 def _tags(metadata: Mapping[str, object]) -> dict[str, str]:
-    """All of `metadata` as JSON in the tag that every tool shows, and its title in the one for titles."""
+    """All of `metadata` as JSON in the tag that every tool shows, its title and an infotext in tags of their own."""
     tags = {"comment": metadata_text(metadata)}
     if isinstance(title := metadata.get("title"), str) and title:
         tags["title"] = title.encode(errors="replace").decode()
+    if isinstance(told := metadata.get("infotext"), str) and told:
+        tags["description"] = told.encode(errors="replace").decode()
     return tags

@@ -91,7 +91,7 @@ def _cut_off(tokenizer: Any, plan: Plan) -> str:
 def sample(state: State, host: Host, *, stage: StagePlan) -> State:
     """The base pass: from noise to latents, through the host."""
     with _ready(state, host, stage) as (pipe, args, attached):
-        output = host.base_pass(pipe, args | call_args(state.plan, stage, _cropped(state, stage)))
+        output = host.base_pass(pipe, args | call_args(state.plan, stage, _cropped(state, stage)), state.plan)
         return _refined(_sampled(state, stage, pipe, output), stage, attached)
 
 

@@ -40,6 +40,20 @@ def scheduler_overrides(caps: Caps) -> dict[str, Any]:
     return {"use_dynamic_shifting": False} if caps.forced_no_dynamic_shift else {}
 
 
+def load_override(selected: Any, **load_args: Any) -> dict[str, Any]:
+    """SD.Next asks this for components to load a row with: for LTX rows ours, for all others its own answer."""
+    from modules.ltx.hosts import sdnext_rows
+
+    return sdnext_rows.load_override(selected, load_args)
+
+
+def set_overrides(p: Any, selected: Any) -> None:
+    """SD.Next's generic video tab asks this to adjust a call: for LTX rows ours, for all others its own."""
+    from modules.ltx.hosts import sdnext_rows
+
+    sdnext_rows.set_overrides(p, selected)
+
+
 def call_args(plan: Plan, stage: StagePlan, given: Given, start: Start | None = None) -> dict[str, Any]:
     """Keywords of one pipeline call, without embeddings, generator and callbacks."""
     start = start or Start()

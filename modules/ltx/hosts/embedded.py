@@ -13,22 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
-from modules.ltx.errors import Cancelled, RequestError
-from modules.ltx.hosts import folders, machine, nano, quantizing, refiner
+from modules.ltx.errors import Cancelled
+from modules.ltx.hosts import machine, places, quantizing, refiner
+from modules.ltx.hosts.places import Places
 from modules.ltx.ltx_capabilities import Caps, Facts
-from modules.ltx.plan import LoraPlan
-from modules.ltx.state import Event
+from modules.ltx.plan import LoraPlan, Plan
+from modules.ltx.state import Event, Media
 
 if TYPE_CHECKING:
     from modules.ltx.hosts.loading import Wanted
-
-NANO = "nano:"
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,7 @@ class Settings:
     @property
     def cache_folder(self) -> Path:
         """Where LTX-Nano lives: outside the project, so that every checkout shares it."""
-        if self.cache is not None:
-            return self.cache
-        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
-        return Path(os.environ.get("LTX_CACHE") or Path(base) / "ltx-nano")
+        return places.cache_folder(self.cache)
 
 
 @dataclass
@@ -98,16 +94,12 @@ class EmbeddedHost:
         return {**machine.lacks(), **quantizing.lacks(self.settings.quantize)}
 
     def probe(self, source: str) -> Facts | None:
-        return folders.probe(source, offline=self._offline)
+        return self._places.probe(source)
 
     @property
-    def _offline(self) -> bool:
-        return self.settings.offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
-            "1",
-            "TRUE",
-            "YES",
-            "ON",
-        )
+    def _places(self) -> Places:
+        offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+        return Places(self.settings.cache_folder, self.settings.offline or offline)
 
     def pipeline(self, caps: Caps, class_name: str) -> AbstractContextManager[Any]:
         return self._lent(lambda: self._pipeline(caps, class_name))
@@ -167,33 +159,14 @@ class EmbeddedHost:
         what is not there yet is downloaded."""
         from modules.ltx.hosts import hub
 
-        local = self._local(caps.source)
+        found = self._places
+        local = found.local(caps.source)
         if local is not None:
             return local, {}
         shared = caps.shared_parts if self.settings.share else {}
         elsewhere = [name for name, repo in shared.items() if repo != caps.source]
-        folder = hub.download(caps, offline=self._offline, borrowed=elsewhere)
-        return folder, {name: hub.part(repo, name, offline=self._offline) for name, repo in shared.items()}
-
-    def _extra(self, caps: Caps, name: str) -> Path:
-        """The folder that has the component `name`, which only some jobs need: the model's own, else the hub's."""
-        from modules.ltx.hosts import hub
-
-        local = self._local(caps.source)
-        if local is not None and (local / name).is_dir():
-            return local
-        if name == hub.ENHANCER and caps.prompt_enhancer_repo is not None:
-            return hub.whole(caps.prompt_enhancer_repo, offline=self._offline)
-        folder = local or hub.part(caps.source, name, offline=self._offline)
-        if not (folder / name).is_dir():
-            raise RequestError(f"{caps.source}: this copy of the model has no {name}")
-        return folder
-
-    def _local(self, source: str) -> Path | None:
-        """The folder of a source that needs no hub: LTX-Nano built, a folder as given."""
-        if source.startswith(NANO):
-            return nano.ensure(source.removeprefix(NANO), self.settings.cache_folder)
-        return folders.folder_of(source)
+        folder = hub.download(caps, offline=found.offline, borrowed=elsewhere)
+        return folder, {name: hub.part(repo, name, offline=found.offline) for name, repo in shared.items()}
 
     @contextmanager
     def enhancer(self, caps: Caps) -> Iterator[Any]:
@@ -201,7 +174,7 @@ class EmbeddedHost:
         from modules.ltx.hosts import extras, hub, loading
 
         where = self._load(caps).machine
-        folder = self._extra(caps, hub.ENHANCER)
+        folder = self._places.extra(caps, hub.ENHANCER)
         with loading.load_errors(str(folder)):
             pipe = extras.enhancer(folder, where, machine.free_memory(where.device))
         yield pipe
@@ -212,7 +185,7 @@ class EmbeddedHost:
         from modules.ltx.hosts import extras, hub, loading
 
         where = self._load(caps).machine
-        folder = self._extra(caps, hub.DECODER)
+        folder = self._places.extra(caps, hub.DECODER)
         with loading.load_errors(str(folder)):
             model = extras.decoder(folder, shape, where, machine.free_memory(where.device))
         yield model
@@ -224,19 +197,17 @@ class EmbeddedHost:
         resident = self._load(caps)
         key = (source, *resident.key)  # an upsampler belongs to one VAE: never "loaded once"
         if key not in self._upsamplers:
-            from modules.ltx.hosts import hub, loading
+            from modules.ltx.hosts import loading
 
-            where = self._local(source) or hub.upsampler(source, offline=self._offline)
+            where = self._places.upsampler(source)
             pipe = next(iter(resident.pipes.values()))
             self._upsamplers[key] = loading.upsampler(caps, where, pipe.vae, resident.machine)
         return self._upsamplers[key]
 
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
-        if lora.repo.startswith(NANO):
-            lora = replace(lora, repo=str(self._local(lora.repo)))
-        return folders.lora_file(lora, offline=self._offline)
+        return self._places.lora(lora)
 
-    def base_pass(self, pipe: Any, args: Mapping[str, Any]) -> Any:
+    def base_pass(self, pipe: Any, args: Mapping[str, Any], plan: Plan) -> Any:
         return pipe(**args)
 
     def room(self, caps: Caps) -> int:
@@ -261,10 +232,11 @@ class EmbeddedHost:
         if self._on_event is not None:
             self._on_event(event)
 
-    def output_path(self, caps: Caps, seed: int) -> Path:
+    def output_path(self, plan: Plan) -> Path:
+        """Named by time, variant and seed, never by the prompt."""
         folder = self.settings.outputs
         check_writable(folder)
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(caps)}-{seed}"
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(plan.caps)}-{plan.seed}"
         names = (stem, *(f"{stem}-{n}" for n in range(2, 1000)))
         return next(folder / f"{name}.mp4" for name in names if not (folder / f"{name}.mp4").exists())
 
@@ -274,6 +246,12 @@ class EmbeddedHost:
         if self.settings.quantize is not None:
             chosen |= {"quantize": f"{self.settings.quantize} of {', '.join(self.settings.quantize_parts)}"}
         return {"host": "embedded", **chosen, "versions": machine.versions()}
+
+    def infotext(self, plan: Plan) -> str:
+        return ""
+
+    def delivered(self, media: Media) -> None:
+        """Nothing is kept of what was made but the files."""
 
 
 def slug(caps: Caps) -> str:
