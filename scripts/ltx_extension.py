@@ -1,8 +1,8 @@
 """SD.Next runs this file at its start: it puts our `modules/ltx` and `modules/video_models` before the UI's own.
 
-The UI finds `ltx_ui`, `ltx_process`, `video_overrides` by name when it builds its pages, later; all its other files stay
-as they are. If anything that is used is missing, nothing is changed, one line in the log says what, and the UI keeps its
-own LTX tab.
+The UI finds `ltx_ui`, `ltx_process`, `video_overrides` by name when it builds its pages, later; all its other files
+stay as they are. If anything that is used is missing, nothing is changed, one line in the log says what, and the UI
+keeps its own LTX tab.
 """
 
 from __future__ import annotations

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and pytest runs a worker per core
+if os.environ.get("LTX_HOST_ROOT"):  # before our `modules`: in that process the name is the web UI's
+    from tests.host_contract.boot import boot
+
+    boot(Path(os.environ["LTX_HOST_ROOT"]).resolve(), Path(tempfile.mkdtemp(prefix="ltx-host-")))
 
 import huggingface_hub.constants
 import pytest

@@ -59,7 +59,17 @@ def test_no_mocking_library(path: Path) -> None:
     assert not banned & {name for full in imported(path) for name in (full, full.split(".")[0])}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "tests" not in p.parts], ids=relative)
+# Where the web UI would go down with us, or hide what a pipeline raised.
+MAY_CATCH_ALL = {
+    "modules/ltx/hosts/captured.py",
+    "modules/ltx/hosts/sdnext_tab.py",
+    "scripts/ltx_extension.py",
+}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if "tests" not in p.parts and relative(p) not in MAY_CATCH_ALL], ids=relative
+)
 def test_the_core_never_catches_everything(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ExceptHandler):

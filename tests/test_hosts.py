@@ -221,18 +221,18 @@ def test_lora_sources(tmp_path: Path) -> None:
             where(bad)
 
 
-def test_output_names_are_ours_and_never_taken_twice(host: EmbeddedHost, tmp_path: Path) -> None:
+def test_output_names_are_ours_and_never_taken_twice(planned: Callable[..., Plan], tmp_path: Path) -> None:
     mine = EmbeddedHost(Settings(tmp_path))
-    caps, _ = caps_for("nano")
+    plan = planned("nano")
     for _ in range(3):
-        path = mine.output_path(caps, 7)
+        path = mine.output_path(plan)
         assert path.parent == tmp_path
         assert path.name.endswith((".mp4",))
         path.touch()
     assert len(list(tmp_path.iterdir())) == 3
     from dataclasses import replace
 
-    assert slug(replace(caps, id="../../etc/passwd")) == "ltx-2.3"
+    assert slug(replace(plan.caps, id="../../etc/passwd")) == "ltx-2.3"
 
 
 def test_checking_a_folder_leaves_it_as_it_was(tmp_path: Path) -> None:

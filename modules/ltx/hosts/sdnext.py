@@ -74,13 +74,20 @@ class SDNextHost:
         self._began = 0.0
 
     @contextmanager
+    def queued(self) -> Iterator[None]:
+        """The task is known to the UI, which shows it, until it is over in whatever way."""
+        progress = ui("progress")
+        try:
+            progress.add_task_to_queue(self._task)
+            yield
+        finally:
+            progress.pending_tasks.pop(self._task, None)
+            progress.finish_task(self._task)
+
+    @contextmanager
     def lock(self) -> Iterator[None]:
         progress, state = ui("progress"), ui("shared").state
-        if self._task:
-            progress.add_task_to_queue(self._task)
         with ExitStack() as undo:
-            if self._task:
-                undo.callback(progress.finish_task, self._task)
             undo.enter_context(ui("call_queue").get_lock())
             if self._task:
                 progress.start_task(self._task)

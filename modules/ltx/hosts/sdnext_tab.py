@@ -1,0 +1,212 @@
+"""SD.Next's LTX tab: the controls of `ltx_ui` as gradio 3.43 components, and what its Generate button does."""
+
+from __future__ import annotations
+
+import html
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules.ltx import front, ltx_ui
+from modules.ltx.errors import Cancelled, LTXError, RequestError
+from modules.ltx.hosts.sdnext import ENGINE, SDNextHost, resident, ui
+from modules.ltx.hosts.sdnext_rows import caps_of
+from modules.ltx.ltx_capabilities import Caps, caps_for
+from modules.ltx.media import Encoding
+from modules.ltx.request import Request
+from modules.ltx.serve_request import in_words
+
+_OPEN = ("Size", "Input media", "Stages")
+_NETWORK = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
+
+
+def create(*theirs: Any) -> None:
+    """Build the tab into the page that is being built; where that fails, the UI's own tab, with a line in the log.
+
+    An exception here would end the whole UI.
+    """
+    gradio: Any = __import__("gradio")
+    block = gradio.context.Context.block
+    before = len(block.children) if block is not None else 0
+    try:
+        _build(gradio, theirs)
+    except Exception as error:
+        ui("logger").log.error(f"LTX video: the tab could not be built ({error!r}); this is SD.Next's own")
+        if block is not None:
+            del block.children[before:]
+        fall_back = resident().fall_back
+        if fall_back is not None:
+            fall_back()
+        ui("ltx.ltx_ui").create_ui(*theirs)
+
+
+def _build(gr: Any, theirs: Sequence[Any]) -> None:
+    prompt, negative, styles, _overrides, *output = theirs
+    rows = [row.name for row in ui("video_models.models_def").models.get(ENGINE, [])]
+    chosen = default_row(rows)
+    caps = caps_of(chosen) or caps_for("nano")[0]
+    made: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    with gr.Row():
+        with gr.Column(variant="compact", elem_id="ltx_settings", elem_classes=["settings-column"], scale=1):
+            generate = gr.Button("Generate", elem_id="ltx_generate_btn", variant="primary", visible=False)
+            with gr.Row():
+                model = gr.Dropdown(label="LTX model", choices=rows, value=chosen, elem_id="ltx_model")
+            told = gr.HTML(value=_about(caps), elem_id="ltx_about")
+            visible = ltx_ui.sections(caps)
+            for section in ltx_ui.SECTIONS:
+                ident = f"ltx_{section.lower().replace(' ', '_').replace('-', '_')}_accordion"
+                group = gr.Accordion(label=section, open=section in _OPEN, elem_id=ident, visible=visible[section])
+                groups[section] = group
+                with group:
+                    for one in ltx_ui.shown(caps):
+                        if one.control.section == section:
+                            made[one.control.name] = _component(gr, one)
+        with gr.Column(elem_id="ltx-output-column", scale=2):
+            video = gr.Video(label="Output", show_label=False, elem_id="ltx_output_video", height=512)
+            text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
+
+    def change(name: str) -> list[Any]:
+        row = caps_of(name or "")
+        if row is None:
+            return [gr.update() for _ in range(1 + len(groups) + len(made))]
+        seen = ltx_ui.sections(row)
+        updates = [gr.update(value=_about(row)), *(gr.update(visible=seen[section]) for section in groups)]
+        return updates + [gr.update(visible=one.applies, value=one.value) for one in ltx_ui.shown(row)]
+
+    model.change(fn=change, inputs=[model], outputs=[told, *groups.values(), *made.values()], show_progress="hidden")
+    task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
+    generate.click(
+        fn=run,
+        _js="submit_ltx",
+        inputs=[task, state, model, prompt, negative, styles, *output, *made.values()],
+        outputs=[video, text],
+        show_progress="hidden",
+    )
+
+
+def default_row(rows: Sequence[str]) -> str:
+    """The variant of the setting, else the small built-in one, which needs no download, else the first of LTX."""
+    wanted = getattr(ui("shared").opts, "ltx_default_variant", "")
+    known = [name for name in rows if caps_of(name) is not None]
+    tried = (wanted, caps_for("nano")[0].label)
+    return next((name for name in tried if name in known), known[0] if known else (rows[0] if rows else "None"))
+
+
+def _component(gr: Any, one: ltx_ui.Shown) -> Any:
+    control = one.control
+    low, high, step = control.span or (0, 1, 1)
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "slider": (gr.Slider, {"minimum": low, "maximum": high, "step": step, "value": one.value}),
+        "number": (gr.Number, {"value": one.value, "precision": 0}),
+        "checkbox": (gr.Checkbox, {"value": bool(one.value)}),
+        "choice": (gr.Dropdown, {"choices": list(control.choices), "value": one.value}),
+        "image": (gr.Image, {"type": "pil", "image_mode": "RGB", "height": 256}),
+        "files": (gr.Files, {"interactive": True}),
+        "video": (gr.Video, {"source": "upload", "height": 256}),
+        "text": (gr.Textbox, {"value": one.value or "", "max_lines": 1}),
+    }
+    kind, given = kinds[control.kind]
+    return kind(label=control.label, elem_id=f"ltx_{control.name}", visible=one.applies, **given)
+
+
+def _about(caps: Caps) -> str:
+    """What the variant is and needs, in a line."""
+    what = "Distilled" if caps.is_distilled else "Dev"
+    takes = "any images and a video" if caps.supports_multi_condition else "a first image" if caps.is_i2v else "text"
+    needs = "" if caps.source.startswith("nano:") else f", about {caps.transformer_gb + caps.text_encoder_gb:.0f} GB"
+    return html.escape(f"LTX {caps.generation} {what}: from {takes}{needs}")
+
+
+def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str | None, str]]:
+    """The Generate button: what to show in the player and below it, as the job goes on."""
+    host = SDNextHost(task)
+    try:
+        with host.queued(), tempfile.TemporaryDirectory(prefix="ltx-") as folder:
+            yield None, "LTX: waiting"
+            request, encoding = _asked(model, values, Path(folder))
+            plan = front.settle(request, host)
+            yield None, html.escape(f"LTX: {in_words(plan.notes[0])}")
+            from modules.ltx.ltx_process import run as run_plan
+
+            state = run_plan(plan, host, encoding=encoding)
+    except Cancelled as stopped:
+        yield None, html.escape(f"LTX: {stopped}")
+    except LTXError as error:
+        yield None, f"<div class='error'>LTX: {html.escape(in_words(str(error)))}</div>"
+    except Exception as error:
+        ui("errors").display(error, "LTX")
+        yield (
+            None,
+            f"<div class='error'>LTX: {html.escape(type(error).__name__)}: {html.escape(str(error)[:300])}</div>",
+        )
+    else:
+        assert state.media is not None
+        seconds = ", ".join(f"{timing.phase} {timing.seconds:.1f} s" for timing in state.timings)
+        notes = "; ".join(in_words(note) for note in (*plan.notes[1:], *state.notes))
+        told = f"LTX: {state.media.path.name}, seed {state.seed} | {seconds}" + (f" | {notes}" if notes else "")
+        yield str(state.media.path), html.escape(told)
+
+
+def _asked(model: str, values: Sequence[Any], folder: Path) -> tuple[Request, Encoding]:
+    """The request of the tab's values; pictures that have no file get one in `folder`."""
+    caps = caps_of(model or "")
+    if caps is None:
+        raise RequestError("no model is selected: choose one of the list; lines between them are headings.")
+    (prompt, negative, styles, fps), (_, codec, _, options, video, frames, _, thumb), controls = (
+        values[:4],
+        values[4:12],
+        values[12:],
+    )
+    if codec == "none" or not video:
+        raise RequestError("nothing would be saved: choose a video codec on the Output tab, and to save the video.")
+    prompt, negative = _styled(prompt or "", negative or "", styles)
+    words, loras = networks(prompt)
+    named = dict(zip((control.name for control in ltx_ui.CONTROLS), controls, strict=True))
+    if named.get("seed") is not None and int(named["seed"]) < 0:
+        named["seed"] = None
+    asked = ltx_ui.Asked(model, words, networks(negative)[0], float(fps), _paths(folder), loras)
+    found = re.search(r"crf[:=](\d+)", options or "")
+    encoding = Encoding(crf=int(found[1]) if found else 18, png_frames=bool(frames), thumbnail=bool(thumb))
+    return Request.parse(ltx_ui.request_values(caps, asked, named)), encoding
+
+
+def _styled(prompt: str, negative: str, styles: Any) -> tuple[str, str]:
+    known = ui("shared").prompt_styles
+    chosen = list(styles or [])
+    return known.apply_styles_to_prompt(prompt, chosen), known.apply_negative_styles_to_prompt(negative, chosen)
+
+
+def networks(prompt: str) -> tuple[str, list[dict[str, object]]]:
+    """The prompt without its <lora:NAME:STRENGTH>, and those as LoRAs of the request: they act in both stages."""
+    found: list[dict[str, object]] = []
+    for name, strength in _NETWORK.findall(prompt):
+        try:
+            found.append({"source": _file_of(name), "strength": float(strength or 1.0)})
+        except ValueError as error:
+            raise RequestError(f"<lora:{name}:{strength}>: its strength is no number; write it as 0.8.") from error
+    return _NETWORK.sub("", prompt).strip(), found
+
+
+def _file_of(name: str) -> str:
+    known = ui("lora.lora_load").available_networks
+    if name not in known:
+        raise RequestError(f"<lora:{name}>: the web UI lists no such network; refresh its networks, or check the name.")
+    return str(known[name].filename)
+
+
+def _paths(folder: Path) -> Any:
+    """The file of a media value: a PIL image is saved, an upload has a path or a `.name`."""
+
+    def path(name: str, value: Any) -> str | None:
+        if value is None or value == "":
+            return None
+        if hasattr(value, "save"):
+            file = folder / f"{name}.png"
+            value.save(file)
+            return str(file)
+        return str(getattr(value, "name", value))
+
+    return path
