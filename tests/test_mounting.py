@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "scripts" / "ltx_extension.py")
 UI = {
     "call_queue.py": "def get_lock(): pass",
     "devices.py": "device = dtype = None\ndef inference_context(): pass\ndef torch_gc(): pass",
@@ -19,7 +20,14 @@ UI = {
     "processing.py": "class StableDiffusionProcessingVideo: pass\ndef create_infotext(): pass\n"
     "def process_images(): pass",
     "progress.py": "def add_task_to_queue(): pass\ndef finish_task(): pass\ndef start_task(): pass",
-    "script_callbacks.py": "def on_app_started(f): pass\ndef on_ui_settings(f): pass",
+    "options.py": "class OptionInfo: pass",
+    "script_callbacks.py": "def on_after_process(f): pass\ndef on_before_process(f): pass\ndef on_ui_settings(f): pass",
+    "sd_samplers.py": "def list_samplers(): pass",
+    "sd_samplers_diffusers.py": """
+        from collections import namedtuple
+        DiffusionSampler = FlowMatchEulerDiscreteScheduler = object
+        samplers_data_diffusers = [namedtuple('SamplerData', 'name constructor')('Euler FlowMatch', None)]
+    """,
     "sd_models.py": "def apply_balanced_offload(): pass\ndef move_model(): pass",
     "shared.py": """
         opts = None
@@ -72,7 +80,7 @@ def in_ui(folder: Path, code: str, **changed: str) -> Any:
         logging.getLogger('sd').setLevel('INFO')
         import modules.script_callbacks
         def start():
-            spec = importlib.util.spec_from_file_location('ltx_extension.py', {str(ROOT / "scripts/ltx_extension.py")!r})
+            spec = importlib.util.spec_from_file_location('ltx_extension.py', {SCRIPT!r})
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module

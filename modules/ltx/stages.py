@@ -18,10 +18,13 @@ from modules.ltx import borrow, duration, enhance, recipe
 from modules.ltx.denoise import Attached
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
+from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.ltx_util import centre_box, seed_for
 from modules.ltx.plan import Plan, StagePlan
+from modules.ltx.preview import middle_frame
 from modules.ltx.solving import solving
 from modules.ltx.state import Embeds, Event, Refinement, State
+from modules.video_models.ltx_models import CONDITION_09
 from modules.video_models.video_overrides import Given, Start, call_args
 
 Stage = Callable[[State, Host], State]
@@ -173,10 +176,14 @@ def _refined(state: State, stage: StagePlan, attached: Attached | None) -> State
     """The state with what the self-refiner tells of the stage."""
     if attached is None:
         return state
-    caps = state.plan.caps
-    grid = (stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid
+    grid = _latent_grid(state.plan.caps, stage)
     done = Refinement(stage.name, attached.told(), attached.picture(*grid))
     return replace(state, refined=(*state.refined, done))
+
+
+def _latent_grid(caps: Caps, stage: StagePlan) -> tuple[int, int, int]:
+    """Latent frames, rows and columns."""
+    return (stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid
 
 
 def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
@@ -195,6 +202,7 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
     """The pipeline's step callback: one event a pass of a step, and the place where a cancel is seen."""
     steps = len(stage.sigmas)
     phase = "sample" if stage.name == "stage1" else "refine"
+    grid, front = _latent_grid(state.plan.caps, stage), stage.pipeline == CONDITION_09
     host.emit(Event(phase, 0, steps, state.done, state.plan.evaluations))
 
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
                 state.plan.evaluations,
                 run=run,
                 runs=runs,
-                preview=tensors.get("latents") if preview is None else preview,
+                preview=middle_frame(tensors["latents"] if preview is None else preview, grid, extra_in_front=front),
             )
         )
         host.poll()
@@ -232,13 +240,8 @@ def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
     """The state with a sampling stage's latents, unpacked, in float32, on the CPU."""
     caps, video = state.plan.caps, output[0]
     if video.ndim == 3:  # LTXPipeline and LTXImageToVideoPipeline return tokens
-        size = (
-            (stage.frames - 1) // caps.frame_ratio + 1,
-            stage.height // caps.grid,
-            stage.width // caps.grid,
-        )
         patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
-        video = pipe._unpack_latents(video, *size, *patches)
+        video = pipe._unpack_latents(video, *_latent_grid(caps, stage), *patches)
     audio = output[1].float().cpu() if caps.supports_audio else None
     return replace(
         state,

@@ -99,4 +99,4 @@ class Event:
     message: str = ""
     run: int = 1  # which pass of the step, of how many: the self-refiner repeats steps
     runs: int = 1
-    preview: Tensor | None = None  # latents of the running stage, packed or not as its pipeline has them
+    preview: Tensor | None = None  # (channels, height, width): the middle latent frame of the running stage

@@ -18,12 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from modules.ltx import preview
 from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.errors import Cancelled, HostError
 from modules.ltx.hosts import machine, places, refiner
 from modules.ltx.hosts.captured import captured
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
+from modules.ltx.preview import Colours
 from modules.ltx.state import Event, Media
 
 ENGINE = "LTX Video"  # the UI's name for the group of rows that LTX models are in
@@ -41,6 +45,7 @@ class Resident:
     callback: DenoiseCallback | None = None
     fall_back: Callable[[], None] | None = None  # takes our folders out of the UI's packages again
     owner: int = 0  # id of the UI's pipeline that the rest belongs to
+    colours: Colours | None = None  # how its latents are shown
     siblings: dict[str, Any] = field(default_factory=dict)
     upsamplers: dict[str, Any] = field(default_factory=dict)
 
@@ -50,7 +55,7 @@ class Resident:
     def of(self, pipe: Any) -> Resident:
         """Itself, emptied where the UI has another model in memory by now."""
         if self.owner != id(pipe):
-            self.owner, self.siblings, self.upsamplers = id(pipe), {}, {}
+            self.owner, self.colours, self.siblings, self.upsamplers = id(pipe), None, {}, {}
         return self
 
 
@@ -72,6 +77,7 @@ class SDNextHost:
         self._kept = kept or resident()
         self._stopped = ""  # how the user stopped the job: interrupt or skip
         self._began = 0.0
+        self._frame: Tensor | None = None  # the middle latent frame, until the UI has asked for it
 
     @contextmanager
     def queued(self) -> Iterator[None]:
@@ -94,6 +100,7 @@ class SDNextHost:
             self._began = time.time()
             undo.callback(state.end, state.begin(ENGINE, task_id=self._task or 0))
             undo.enter_context(self._listening(state))
+            undo.enter_context(replaced(state, "set_current_image", self._show))
             yield
 
     @contextmanager
@@ -127,8 +134,19 @@ class SDNextHost:
         state.job, state.job_no, state.job_count, state.time_start = ENGINE, 0, 1, self._began
         state.sampling_step, state.sampling_steps = event.evaluations, event.planned
         state.textinfo = event.message or f"{event.phase} {event.step}/{event.of}"
+        if event.preview is not None:
+            self._frame = event.preview
         if self._on_event is not None:
             self._on_event(event)
+
+    def _show(self) -> bool:
+        """The UI asks for a preview, from the thread of a page: the latest latents, unless it has seen them."""
+        shared, frame, colours = ui("shared"), self._frame, self._kept.colours
+        if frame is None or colours is None or shared.opts.show_progress_type == "None":
+            return False
+        self._frame = None
+        shared.state.assign_current_image(colours.picture(frame))
+        return True
 
     def lacks(self) -> Mapping[str, str]:
         return machine.lacks()
@@ -168,9 +186,13 @@ class SDNextHost:
         with logged_errors() as errors:
             ui("video_models.video_load").load_model(row)
             pipe = shared.sd_model if shared.sd_loaded else None
-        if type(pipe).__name__ != caps.pipeline:
+        if pipe is None or type(pipe).__name__ != caps.pipeline:
             reason = errors[0] if errors else "see its log"
             raise HostError(f"{caps.label}: the web UI could not load it ({reason}).")
+        kept = self._kept.of(pipe)
+        if kept.colours is None:
+            with ui("devices").inference_context(), _plain(pipe):
+                kept.colours = preview.fit(pipe.vae)
         return pipe
 
     def _row(self, caps: Caps) -> Any:
