@@ -82,12 +82,14 @@ MODELS = {
 }
 
 
-def share(model: str, prompts: int, seeds: int, rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
+def share(asked: argparse.Namespace, rank: int) -> dict[str, list[dict[str, Any]]]:
     """The rows of this worker, by setting; `prompt` numbers the prompt of a row."""
     import torch
 
+    model, prompts, seeds, workers = asked.model, asked.prompts, asked.seeds, asked.workers
     torch.set_num_threads(1 if workers > 1 else torch.get_num_threads())
-    name, settings = MODELS[model]
+    name, every = MODELS[model]
+    settings = [setting for setting in every if setting.name in (asked.settings or [s.name for s in every])]
     rows: dict[str, list[dict[str, Any]]] = {setting.name: [] for setting in settings}
     with tempfile.TemporaryDirectory() as folder:
         maker = Maker(Path(folder))
@@ -160,10 +162,13 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=100, help="prompts (100)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds for each prompt (3)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the clips (1)")
+    parser.add_argument("--settings", nargs="*", metavar="NAME", help="some of the model's settings, off among them")
     asked = parser.parse_args()
-    jobs = [(asked.model, asked.prompts, asked.seeds, rank, asked.workers) for rank in range(asked.workers)]
+    known = [setting.name for setting in MODELS[asked.model][1]]
+    if asked.settings and (not set(asked.settings) <= set(known) or "off" not in asked.settings):
+        parser.error(f"--settings: off and any of: {'; '.join(known)}")
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-        shares = list(pool.map(share, *zip(*jobs, strict=True)))
+        shares = list(pool.map(share, [asked] * asked.workers, range(asked.workers)))
     rows = {name: [row for part in shares for row in part[name]] for name in shares[0]}
     told = summary(rows)
     print("\n".join(table(told)))
