@@ -63,7 +63,7 @@ class Embedded:
         self._host.cancel()
 
     def own_state(self) -> dict[str, Any]:
-        return {}
+        return {"rng": torch.random.get_rng_state().tolist()}
 
 
 class SDNext:
@@ -109,14 +109,16 @@ def snapshot(under_test: Any) -> dict[str, Any]:
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module):
                 count = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in part.modules())
-                hooks[name] = (count, [type(m).__name__ for m in part.modules()])
+                parameters = {key: id(value) for key, value in part.named_parameters()}
+                hooks[name] = (count, [type(m).__name__ for m in part.modules()], parameters)
         found[type(pipe).__name__] = {
             "class": type(pipe),
             "scheduler": (id(pipe.scheduler), dict(pipe.scheduler.config)),
+            "pipe config": dict(pipe.config),
             "attributes": sorted(vars(pipe)),
             "vae": sorted(k for k in vars(pipe.vae) if not k.startswith("_")),
             "hooks": hooks,
             "adapters": {k: v for k, v in pipe.get_list_adapters().items() if v},
             "tiling": {k: v for k, v in vars(pipe.vae).items() if "til" in k or "framewise" in k},
         }
-    return found
+    return copy.deepcopy(found)
