@@ -1,0 +1,224 @@
+"""What SD.Next's own LTX tab gets wrong is right here: one test a defect, on a real SD.Next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from modules.ltx.errors import Cancelled
+from modules.ltx.front import settle
+from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.ltx_process import run
+from modules.ltx.plan import Plan
+from modules.ltx.request import Request
+from modules.ltx.state import Event
+from tests.conftest import SMALL
+from tests.host_contract.kit import SDNext
+
+
+def plan_of(sdnext: SDNext, model: str, **options: object) -> Plan:
+    return settle(Request.parse(SMALL | {"model": model, "seed": 1} | options), sdnext.host())
+
+
+def latents(sdnext: SDNext, model: str, **options: object) -> str:
+    media = run(plan_of(sdnext, model, **options), sdnext.host()).media
+    assert media is not None
+    return media.video_latents_sha256
+
+
+def timesteps(sdnext: SDNext, model: str, **options: object) -> list[float]:
+    """Those that the transformer is told, without repeats."""
+    plan = plan_of(sdnext, model, **options)
+    run(plan, sdnext.host())
+    seen: list[float] = []
+
+    def note(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
+        seen.append(round(float(kwargs["timestep"].max()), 2))
+
+    handle = sdnext.pipes()[0].transformer.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        run(plan, sdnext.host())
+    finally:
+        handle.remove()
+    return sorted(set(seen), reverse=True)
+
+
+def test_1_a_changed_negative_prompt_changes_the_video(sdnext: SDNext) -> None:
+    made = {text: latents(sdnext, "nano-2.3-dev-t2v", negative=text) for text in ("green", "a big square")}
+    assert made["green"] != made["a big square"]
+    assert latents(sdnext, "nano-2.3-dev-t2v", negative="green") == made["green"]
+
+
+def test_2_shift_and_dynamic_shift_act(sdnext: SDNext) -> None:
+    plain, shifted, still = (
+        timesteps(sdnext, "nano-2.3-dev-t2v", steps=4, stg_scale=0, modality_scale=1, **more)
+        for more in ({}, {"sampler_shift": 5.0}, {"dynamic_shift": False})
+    )
+    assert plain != shifted
+    assert plain != still
+
+
+def test_3_upsampling_alone_keeps_the_sound_and_two_stages_take_the_planned_one(sdnext: SDNext) -> None:
+    upsampled = run(plan_of(sdnext, "nano-2.3-distilled-t2v", upsample=2.0), sdnext.host())
+    assert upsampled.media is not None
+    with av.open(str(upsampled.media.path)) as made:
+        assert len(made.streams.audio) == 1
+    plan = plan_of(sdnext, "nano-2.3-distilled-t2v", refine=True, width=128, height=128)
+    assert plan.audio_from == "stage1"
+    state = run(plan, sdnext.host())
+    alone = run(plan_of(sdnext, "nano-2.3-distilled-t2v", width=64, height=64), sdnext.host())
+    assert state.media is not None
+    assert alone.media is not None
+    assert state.media.audio_latents_sha256 == alone.media.audio_latents_sha256
+
+
+def test_4_every_generation_gets_its_own_upsampler(sdnext: SDNext, host: EmbeddedHost, tmp_path: Path) -> None:
+    for number, model in enumerate(("nano-2.0-distilled-t2v", "nano-2.3-distilled-t2v", "nano-2.0-distilled-t2v")):
+        plan = plan_of(sdnext, model, upsample=2.0)
+        wanted = run(plan, host, path=tmp_path / f"{number}.mp4").media
+        made = run(plan, sdnext.host()).media
+        assert made is not None
+        assert wanted is not None
+        assert made.video_latents_sha256 == wanted.video_latents_sha256
+
+
+def test_5_an_interrupt_leaves_no_video_of_one_frame(sdnext: SDNext) -> None:
+    before = sorted(sdnext.outputs.rglob("*.mp4"))
+
+    def stop(event: Event) -> None:
+        if event.phase == "sample" and event.step == 1:
+            sdnext.interrupt()
+
+    with pytest.raises(Cancelled, match="interrupted"):
+        run(plan_of(sdnext, "nano-2.3-distilled-t2v"), sdnext.host(stop))
+    assert sorted(sdnext.outputs.rglob("*.mp4")) == before
+
+
+def watched(sdnext: SDNext, look: Callable[[Event], Any], phases: Sequence[str]) -> list[Any]:
+    seen: list[Any] = []
+
+    def listen(event: Event) -> None:
+        if event.phase in phases and event.step > 0:
+            seen.append(look(event))
+
+    run(plan_of(sdnext, "nano-2.3-distilled-t2v", refine=True, width=128, height=128, steps=None), sdnext.host(listen))
+    return seen
+
+
+def test_6_the_status_says_running_and_counts_every_evaluation(sdnext: SDNext) -> None:
+    state = sdnext.ui("shared").state
+
+    def look(event: Event) -> tuple[str, float, int, int]:
+        status = state.status()
+        return status.status, status.progress, event.evaluations, event.planned
+
+    seen = watched(sdnext, look, ("sample", "refine"))
+    assert {status for status, *_ in seen} == {"running"}
+    assert [progress for _, progress, *_ in seen] == [round(done / of, 2) for _, _, done, of in seen]
+    assert seen[-1][1] == 1.0
+    assert state.status().status == "idle"
+
+
+def test_7_frame_rates_are_not_rounded(sdnext: SDNext) -> None:
+    media = run(plan_of(sdnext, "nano-2.3-distilled-t2v", fps=23.976), sdnext.host()).media
+    assert media is not None
+    with av.open(str(media.path)) as made:
+        assert made.streams.video[0].average_rate == Fraction(24000, 1001)
+
+
+def test_8_there_is_a_live_preview(sdnext: SDNext) -> None:
+    progress = sdnext.ui("progress")
+
+    def look(_: Event) -> tuple[bool, bool]:
+        told = progress.api_progress(progress.ProgressRequest(id_task="task(contract)", id_live_preview=0))
+        return told.active, bool(told.live_preview and told.live_preview.startswith("data:image/jpeg"))
+
+    assert set(watched(sdnext, look, ("sample", "refine"))) == {(True, True)}
+
+
+def test_9_an_unknown_model_ends_its_task(sdnext: SDNext) -> None:
+    from modules.ltx import ltx_ui
+    from modules.ltx.hosts import sdnext_tab
+
+    controls = [None for _ in ltx_ui.CONTROLS]
+    output = [24, 0, "libx264", "mp4", "crf:16", True, False, False, True]
+    said = list(sdnext_tab.run("task(nothing)", "", "no such model", "a", "", [], *output, *controls))
+    assert "no model is selected" in said[-1][1]
+    progress = sdnext.ui("progress")
+    assert "task(nothing)" in progress.finished_tasks
+    assert "task(nothing)" not in progress.pending_tasks
+    assert progress.current_task is None
+
+
+def test_10_the_video_has_sound_with_the_av_at_hand(sdnext: SDNext) -> None:
+    media = run(plan_of(sdnext, "nano-2.3-distilled-t2v"), sdnext.host()).media
+    assert media is not None
+    with av.open(str(media.path)) as made:
+        assert len(made.streams.audio) == 1
+        assert sum(frame.samples for frame in made.decode(audio=0)) > 0
+
+
+def test_an_interrupt_between_two_stages_is_not_forgotten(sdnext: SDNext) -> None:
+    """The UI's nested jobs reset its own flag: it is set here while nobody polls, and one such job follows."""
+    state = sdnext.ui("shared").state
+
+    def stop(event: Event) -> None:
+        if event.phase == "upsample" and event.step == event.of:
+            state.interrupt()
+            state.end(state.begin("Nested"))
+            assert not state.interrupted
+
+    with pytest.raises(Cancelled):
+        run(plan_of(sdnext, "nano-2.3-distilled-t2v", refine=True, width=128, height=128), sdnext.host(stop))
+
+
+def test_a_skip_is_a_skip_and_a_pause_waits(sdnext: SDNext) -> None:
+    state = sdnext.ui("shared").state
+
+    def skip(event: Event) -> None:
+        if event.phase == "sample" and event.step == 1:
+            state.skip()
+
+    with pytest.raises(Cancelled, match="skipped"):
+        run(plan_of(sdnext, "nano-2.3-distilled-t2v"), sdnext.host(skip))
+    import threading
+
+    def pause(event: Event) -> None:
+        if event.phase == "sample" and event.step == 1 and not state.paused:
+            state.pause()
+            threading.Timer(1.5, state.pause).start()
+
+    began = time.monotonic()
+    assert run(plan_of(sdnext, "nano-2.3-distilled-t2v", steps=None), sdnext.host(pause)).media is not None
+    assert time.monotonic() - began > 1.5
+
+
+def test_memory_is_given_back_at_every_boundary(sdnext: SDNext, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, told = sdnext.ui("devices"), []
+    theirs = devices.torch_gc
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        told.append(kwargs.get("reason"))
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(devices, "torch_gc", counted)
+    run(plan_of(sdnext, "nano-2.3-distilled-t2v", refine=True, width=128, height=128), sdnext.host())
+    ours = [reason for reason in told if reason and reason.startswith("ltx:") and reason != "ltx:tile"]
+    assert ours == [f"ltx:{phase}" for phase in ("load", "encode", "sample", "upsample", "refine", "decode")]
+
+
+def test_the_files_carry_the_uis_infotext_and_are_listed(sdnext: SDNext) -> None:
+    media = run(plan_of(sdnext, "nano-2.3-distilled-t2v"), sdnext.host()).media
+    assert media is not None
+    with av.open(str(media.path)) as made:
+        told = made.metadata.get("description", "")
+    assert told.startswith(str(SMALL["prompt"]))
+    assert "Seed: 1" in told
+    outputs = [name for job in sdnext.ui("shared").state.state_history for name in job["outputs"]]
+    assert str(media.path) in outputs
