@@ -57,10 +57,10 @@ DISTILLED = (
     Setting("1-5:3, threshold 0.25", refined(plan="1-5:3", threshold=0.25)),
 )
 DEV = (
-    Setting("off", {"steps": 12}),
-    Setting("2-6:2", {"steps": 12, **refined(plan="2-6:2")}),
-    Setting("2-6:2, reuse", {"steps": 12, **refined(plan="2-6:2", guidance="reuse")}),
-    Setting("17 steps", {"steps": 17}),
+    Setting("off", {"steps": 8}),
+    Setting("2-6:2", {"steps": 8, **refined(plan="2-6:2")}),
+    Setting("2-6:2, reuse", {"steps": 8, **refined(plan="2-6:2", guidance="reuse")}),
+    Setting("13 steps", {"steps": 13}),
 )
 SAMPLERS = (
     Setting("off", {"steps": 30}),  # Euler
