@@ -69,10 +69,10 @@ def test_3_upsampling_alone_keeps_the_sound_and_two_stages_take_the_planned_one(
     assert upsampled.media is not None
     with av.open(str(upsampled.media.path)) as made:
         assert len(made.streams.audio) == 1
-    plan = plan_of(sdnext, "nano-2.3-distilled-t2v", refine=True, width=128, height=128)
+    plan = plan_of(sdnext, "nano-2.3-dev-t2v", refine=True, width=128, height=128)
     assert plan.audio_from == "stage1"
     state = run(plan, sdnext.host())
-    alone = run(plan_of(sdnext, "nano-2.3-distilled-t2v", width=64, height=64), sdnext.host())
+    alone = run(plan_of(sdnext, "nano-2.3-dev-t2v", width=64, height=64), sdnext.host())
     assert state.media is not None
     assert alone.media is not None
     assert state.media.audio_latents_sha256 == alone.media.audio_latents_sha256

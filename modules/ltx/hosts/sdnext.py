@@ -96,6 +96,7 @@ class SDNextHost:
         with ExitStack() as undo:
             undo.enter_context(ui("call_queue").get_lock())
             if self._task:
+                undo.callback(progress.finish_task, self._task)
                 progress.start_task(self._task)
             self._began = time.time()
             undo.callback(state.end, state.begin(ENGINE, task_id=self._task or 0))
