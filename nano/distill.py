@@ -7,7 +7,6 @@ upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +32,12 @@ from nano.transformer import (
     Batch,
     Dev,
     draw_mode,
+    guided,
     make_batch,
     new_transformer,
 )
 from nano.upsampler import unpack
 
-GUIDANCE = 3.0
 # How often each of the eight intervals is drawn, and in how many steps the teacher crosses it. A clip of 64 tokens
 # takes shape between 0.975 and 0.725: one step of Dev's own velocity would go to the mean of what is possible.
 _INTERVALS = ((0.07, 1), (0.07, 1), (0.07, 1), (0.09, 1), (0.22, 3), (0.2, 2), (0.14, 2), (0.14, 2))
@@ -106,21 +105,9 @@ class FromDev(Dev):
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer}
 
-    @torch.no_grad()
     def travelled(self, batch: Batch, text: Mapping[str, Tensor], levels: Sequence[float]) -> Batch:
         """Where the teacher's guided way through falling `levels` ends."""
-        empty = {key: value.expand(len(batch.sigma), *value.shape[1:]) for key, value in self.embed([""]).items()}
-        at = batch
-        for sigma, following in itertools.pairwise(levels):
-            at = replace(at, sigma=torch.full_like(at.sigma, sigma))
-            told, without = (at.forward(self.teacher, words) for words in (text, empty))
-            video, sound = (w.float() + GUIDANCE * (t.float() - w.float()) for t, w in zip(told, without, strict=True))
-            at = replace(
-                at,
-                video=at.video + (following - sigma) * video * at.free[..., None],
-                sound=at.sound + (following - sigma) * sound,
-            )
-        return at
+        return guided(self.teacher, batch, text, self.embed([""]), levels)
 
     def refine_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound in stage 2, from a state built on upsampled latents to where the teacher arrives

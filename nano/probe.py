@@ -25,10 +25,9 @@ from torch import Tensor
 
 from modules.ltx.ltx_util import shift_for_tokens, shifted_sigmas
 from nano import evaluate, judge, pool, prompts, weights
-from nano.distill import GUIDANCE
 from nano.half import Half
 from nano.loop import averaged_weights
-from nano.transformer import LARGE, Batch, Text, make_batch, new_connectors, new_transformer
+from nano.transformer import GUIDANCE, LARGE, Batch, Text, make_batch, new_connectors, new_transformer
 
 STEPS = 30
 

@@ -8,6 +8,7 @@ dropped at times, so that guidance has something to compare with.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +64,8 @@ _DROP_TEXT = 0.12
 _CONNECTORS_UNTIL = 13600
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
+GUIDANCE = 3.0
+_PAIRED = 0.5  # of the batches, where there are pairs
 # The means of LTX-2's time shift at its smallest and largest token count, and how often each is drawn. What gets
 # lost at 256x256 gets lost above 0.9: of clips noised to 0.909 Dev kept 97 % of the shapes, of pure noise it made 75 %,
 # and 88 % after 3600 steps with the second of the two.
@@ -147,6 +150,25 @@ class Batch:
         return ((made.float() - meant).square() * free).sum() / (free.sum() * made.shape[-1])
 
 
+@torch.no_grad()
+def guided(
+    transformer: Any, batch: Batch, text: Mapping[str, Tensor], empty: Mapping[str, Tensor], levels: Sequence[float]
+) -> Batch:
+    """Where the way under classifier-free guidance through falling `levels` ends. `empty`: of one prompt."""
+    without_text = {key: value.expand(len(batch.sigma), *value.shape[1:]) for key, value in empty.items()}
+    at = batch
+    for sigma, following in itertools.pairwise(levels):
+        at = replace(at, sigma=torch.full_like(at.sigma, sigma))
+        told, without = (at.forward(transformer, words) for words in (text, without_text))
+        video, sound = (w.float() + GUIDANCE * (t.float() - w.float()) for t, w in zip(told, without, strict=True))
+        at = replace(
+            at,
+            video=at.video + (following - sigma) * video * at.free[..., None],
+            sound=at.sound + (following - sigma) * sound,
+        )
+    return at
+
+
 def keyframe_coords(frames: int, rows: int, columns: int) -> Tensor:
     """(1, 3, rows x columns, 2): where LTX2ConditionPipeline puts a picture for the last latent frame."""
     y, x = torch.meshgrid(torch.arange(rows) * 32.0, torch.arange(columns) * 32.0, indexing="ij")
@@ -161,7 +183,10 @@ def make_batch(
 ) -> tuple[Batch, Tensor, Tensor]:
     """The noised batch and the velocities it should answer. `mode`: text, first, last, both. `spread`: of the noise."""
     video, heard = columns["video"], columns["sound"]
-    noise, hiss = spread * torch.randn_like(video), spread * torch.randn_like(heard)
+    if "noise" in columns:  # a pair: noise and clip belong together
+        noise, hiss = columns["noise"], columns["hiss"]
+    else:
+        noise, hiss = spread * torch.randn_like(video), spread * torch.randn_like(heard)
     at = sigma[:, None, None]
     free = torch.ones(video.shape[:2])
     frame = kind.grid[1] * kind.grid[2]
@@ -218,12 +243,15 @@ class Dev:
     def __init__(
         self, pools: Path, steps: int = 13600, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
     ) -> None:
+        from nano import pairs  # made by a Dev
+
         self.steps = steps
         self.transformer, self.connectors = new_transformer(), new_connectors()
         self.half = Compiled(self.transformer, OFTEN) if compiled else Half(self.transformer)
         self.half_connectors = Half(self.connectors)
         self.text = Text()
         self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind].often) for kind in kinds]
+        self.pairs = pairs.read(pools.parent / "pairs")
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer, "connectors": self.connectors}
@@ -231,9 +259,12 @@ class Dev:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         self.connectors.requires_grad_(step < _CONNECTORS_UNTIL)
         shared = np.random.default_rng(step)  # workers with batches of one sort do not wait for each other
-        kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
+        if self.pairs is not None and shared.random() < _PAIRED:
+            kind, (columns, said) = LARGE, self.pairs.draw(rng, _TOKENS_PER_BATCH // math.prod(LARGE.grid))
+        else:
+            kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
         said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
-        mode = draw_mode(shared, KINDS[kind].pictured)
+        mode = draw_mode(shared, KINDS[kind].pictured) if "noise" not in columns else "text"
         batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode, spread=_SPREAD)
         video, heard = batch.forward(self.half, self.embed(said), isolate=bool(shared.random() < _ISOLATE))
         seen = batch.error(video, velocity)

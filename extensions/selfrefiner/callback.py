@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class SelfRefiner:
     """See `modules.ltx.denoise.DenoiseCallback`. Holds nothing; two of it are the same."""
 
-    name = "self-refiner"
-
     def canonical(self, text: str) -> str:
         return str(schedule.parse(text))
 
