@@ -93,8 +93,8 @@ def test_planning_loads_no_torch() -> None:
 
 
 def test_planning_is_imported_in_under_200_ms() -> None:
-    """Best of five, by the interpreter's own clock, because the machine may be busy."""
-    code = "import time; t = time.perf_counter(); import modules.ltx.plan; print(time.perf_counter() - t)"
+    """Best of five, in the process's own time on a core: the machine may be busy with other things."""
+    code = "import time; t = time.process_time(); import modules.ltx.plan; print(time.process_time() - t)"
     assert min(float(python(code)) for _ in range(5)) < 0.2
 
 
