@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.errors import Cancelled
-from modules.ltx.hosts import machine, places, quantizing, refiner
+from modules.ltx.hosts import hub, machine, places, quantizing, refiner
 from modules.ltx.hosts.places import Places
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
@@ -157,8 +157,6 @@ class EmbeddedHost:
     def _folders(self, caps: Caps) -> tuple[Path, dict[str, Path]]:
         """The model's folder on this machine, and those of the parts that it shares with other variants. Of hub repos,
         what is not there yet is downloaded."""
-        from modules.ltx.hosts import hub
-
         found = self._places
         local = found.local(caps.source)
         if local is not None:
@@ -168,27 +166,16 @@ class EmbeddedHost:
         folder = hub.download(caps, offline=found.offline, borrowed=elsewhere)
         return folder, {name: hub.part(repo, name, offline=found.offline) for name, repo in shared.items()}
 
-    @contextmanager
-    def enhancer(self, caps: Caps) -> Iterator[Any]:
-        self.poll()
-        from modules.ltx.hosts import extras, hub, loading
+    def enhancer(self, caps: Caps) -> AbstractContextManager[Any]:
+        return self._lent(lambda: self._extra(caps, hub.ENHANCER))
 
-        where = self._load(caps).machine
-        folder = self._places.extra(caps, hub.ENHANCER)
-        with loading.load_errors(str(folder)):
-            pipe = extras.enhancer(folder, where, machine.free_memory(where.device))
-        yield pipe
+    def decoder(self, caps: Caps, shape: Sequence[int]) -> AbstractContextManager[Any]:
+        return self._lent(lambda: self._extra(caps, hub.DECODER, shape))
 
-    @contextmanager
-    def decoder(self, caps: Caps, shape: Sequence[int]) -> Iterator[Any]:
-        self.poll()
-        from modules.ltx.hosts import extras, hub, loading
+    def _extra(self, caps: Caps, name: str, shape: Sequence[int] = ()) -> Any:
+        from modules.ltx.hosts import extras
 
-        where = self._load(caps).machine
-        folder = self._places.extra(caps, hub.DECODER)
-        with loading.load_errors(str(folder)):
-            model = extras.decoder(folder, shape, where, machine.free_memory(where.device))
-        yield model
+        return extras.read(self._places, caps, name, self._load(caps).machine, shape)
 
     def upsampler(self, caps: Caps, source: str) -> AbstractContextManager[Any]:
         return self._lent(lambda: self._upsampler(caps, source))

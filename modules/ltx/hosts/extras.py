@@ -14,8 +14,12 @@ from typing import Any
 import torch
 
 from modules.ltx.errors import RequestError
+from modules.ltx.hosts import machine
 from modules.ltx.hosts.hub import DECODER, ENHANCER, READER
+from modules.ltx.hosts.loading import load_errors
 from modules.ltx.hosts.machine import Machine, natten_missing
+from modules.ltx.hosts.places import Places
+from modules.ltx.ltx_capabilities import Caps
 
 _GIB = 2**30
 
@@ -46,6 +50,16 @@ class Reader:
         read = self.tokenizer(text, return_tensors=return_tensors)
         read.update(shown)
         return read
+
+
+def read(found: Places, caps: Caps, name: str, where: Machine, shape: Sequence[int] = ()) -> Any:
+    """The variant's ENHANCER, or its DECODER for latents of `shape`, from wherever it is found.
+
+    Raises RequestError where it cannot be had or does not fit, HostError for damaged files.
+    """
+    folder, free = found.extra(caps, name), machine.free_memory(where.device)
+    with load_errors(str(folder)):
+        return enhancer(folder, where, free) if name == ENHANCER else decoder(folder, shape, where, free)
 
 
 def enhancer(folder: Path, where: Machine, free: int) -> Any:

@@ -214,24 +214,16 @@ class SDNextHost:
     @contextmanager
     def enhancer(self, caps: Caps) -> Iterator[Any]:
         self.poll()
-        from modules.ltx.hosts import extras, hub, loading
+        from modules.ltx.hosts import extras, hub
 
-        where = self._where()
-        folder = self._places.extra(caps, hub.ENHANCER)
-        with loading.load_errors(str(folder)):
-            pipe = extras.enhancer(folder, where, machine.free_memory(where.device))
-        yield pipe
+        yield extras.read(self._places, caps, hub.ENHANCER, self._where())
 
     @contextmanager
     def decoder(self, caps: Caps, shape: Sequence[int]) -> Iterator[Any]:
         self.poll()
-        from modules.ltx.hosts import extras, hub, loading
+        from modules.ltx.hosts import extras, hub
 
-        where = self._where()
-        folder = self._places.extra(caps, hub.DECODER)
-        with loading.load_errors(str(folder)):
-            model = extras.decoder(folder, shape, where, machine.free_memory(where.device))
-        yield model
+        yield extras.read(self._places, caps, hub.DECODER, self._where(), shape)
 
     @contextmanager
     def upsampler(self, caps: Caps, source: str) -> Iterator[Any]:
