@@ -64,7 +64,8 @@ def mount() -> None:
 
 
 def unmount() -> None:
-    """The packages as the UI has them, and nothing of ours left to be found in them."""
+    """The packages as the UI has them, nothing of ours left to be found in them, and the UI's files with their own."""
+    gone: dict[int, str] = {}
     for package in PACKAGES:
         parent = sys.modules.get(package)
         if parent is None:
@@ -75,10 +76,14 @@ def unmount() -> None:
             # `hosts` is a folder without an __init__.py: it has a path, but no file.
             where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
             if name.startswith(f"{package}.") and where.startswith(str(ROOT)):
-                del sys.modules[name]
+                gone[id(sys.modules.pop(name))] = name
                 if name.count(".") == 2 and vars(parent).get(name.rsplit(".", 1)[1]) is module:
                     delattr(parent, name.rsplit(".", 1)[1])
     importlib.invalidate_caches()
+    for name, module in list(sys.modules.items()):  # video_load has read video_overrides by now: ours
+        for key, value in list(vars(module).items()) if name.startswith("modules.") else ():
+            if id(value) in gone:
+                setattr(module, key, importlib.import_module(gone[id(value)]))
 
 
 def check_host() -> None:

@@ -143,17 +143,20 @@ def test_a_ui_it_does_not_know_keeps_its_own_tab(
         paths = [list(modules.ltx.__path__), list(modules.video_models.__path__)]
         start()
         import modules.ltx.ltx_ui
-        from modules.video_models import video_overrides
+        from modules.video_models import models_def, video_load, video_overrides
         ours = [name for name, module in sys.modules.items()
                 if str(getattr(module, '__file__', None) or '').startswith({str(ROOT / "modules")!r})]
         print(json.dumps({{
-            'tab': modules.ltx.ltx_ui.create_ui(), 'same': paths == [list(modules.ltx.__path__),
+            'tab': modules.ltx.ltx_ui.create_ui(),
+            'loads': video_load.video_overrides.load_override(models_def.Model('WAN')),
+            'same': paths == [list(modules.ltx.__path__),
             list(modules.video_models.__path__)], 'ours': ours, 'lines': lines,
             'rows': len(__import__('modules.video_models.models_def').video_models.models_def.models['LTX Video'])}}))
         """,
         **changed,
     )
     assert told["tab"] == "theirs"
+    assert told["loads"] == {"theirs": "WAN"}
     assert told["same"]
     assert told["ours"] == []
     assert told["rows"] == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,6 @@ class Call:
     calls: int = 0
     output: Any = None
     error: BaseException | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
 
     def result(self) -> Any:
         """What the pipeline returned. Raises what it raised, or HostError where it was never called."""
@@ -48,7 +47,6 @@ def captured(pipe: Any) -> Iterator[Call]:
     @functools.wraps(theirs.__call__)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         call.calls += 1
-        call.arguments = kwargs
         try:
             call.output = theirs.__call__(self, *args, **kwargs)
         except Exception as error:
