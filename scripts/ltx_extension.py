@@ -23,7 +23,12 @@ USED = {
     "processing": ("StableDiffusionProcessingVideo", "create_infotext", "process_images"),
     "progress": ("add_task_to_queue", "finish_task", "start_task"),
     "options": ("OptionInfo",),
-    "script_callbacks": ("on_after_process", "on_before_process", "on_ui_settings"),
+    "script_callbacks": (
+        "on_after_process",
+        "on_before_process",
+        "on_ui_settings",
+        "remove_callbacks_for_function",
+    ),
     "sd_samplers": ("list_samplers",),
     "sd_samplers_diffusers": ("DiffusionSampler", "FlowMatchEulerDiscreteScheduler", "samplers_data_diffusers"),
     "sd_models": ("apply_balanced_offload", "move_model"),

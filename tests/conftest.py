@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and pytest runs a worker per core
-if os.environ.get("LTX_HOST_ROOT"):  # before our `modules`: in that process the name is the web UI's
-    from tests.host_contract.boot import boot
+from tests.host_contract.boot import boot, host_root
 
-    boot(Path(os.environ["LTX_HOST_ROOT"]).resolve(), Path(tempfile.mkdtemp(prefix="ltx-host-")))
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and pytest runs a worker per core
+if root := host_root():  # before our `modules`: in that process the name is the web UI's
+    boot(root, Path(tempfile.mkdtemp(prefix="ltx-host-")))
 
 import huggingface_hub.constants
 import pytest
@@ -32,6 +32,10 @@ SMALL: dict[str, object] = {
     "frames": 9,
     "steps": 2,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--host-root", metavar="PATH", help="a checkout of SD.Next to test in, as LTX_HOST_ROOT says")
 
 
 @pytest.fixture(scope="session")

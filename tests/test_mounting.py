@@ -21,7 +21,11 @@ UI = {
     "def process_images(): pass",
     "progress.py": "def add_task_to_queue(): pass\ndef finish_task(): pass\ndef start_task(): pass",
     "options.py": "class OptionInfo: pass",
-    "script_callbacks.py": "def on_after_process(f): pass\ndef on_before_process(f): pass\ndef on_ui_settings(f): pass",
+    "script_callbacks.py": """
+        heard = []
+        on_after_process = on_before_process = on_ui_settings = heard.append
+        def remove_callbacks_for_function(f): heard[:] = [one for one in heard if one is not f]
+    """,
     "sd_samplers.py": "def list_samplers(): pass",
     "sd_samplers_diffusers.py": """
         from collections import namedtuple
@@ -30,7 +34,9 @@ UI = {
     """,
     "sd_models.py": "def apply_balanced_offload(): pass\ndef move_model(): pass",
     "shared.py": """
-        opts = None
+        class Options:
+            data_labels = {}
+        opts = Options()
         class State:
             def begin(self): pass
             def end(self): pass
@@ -128,6 +134,7 @@ def test_ours_stand_before_the_uis_and_nothing_else_changes(tmp_path: Path) -> N
         ({"progress.py": "def start_task(): pass\ndef finish_task(): pass"}, "", "has no add_task_to_queue"),
         ({"shared.py": "opts = state = None"}, "", "modules.shared.state has no begin"),
         ({"devices.py": "import no_such_module"}, "", "No module named 'no_such_module'"),
+        ({"sd_samplers.py": "def list_samplers(): raise OSError('no samplers')"}, "", "OSError: no samplers"),
         ({}, "import modules.ltx.ltx_ui", "modules.ltx.ltx_ui was loaded before it"),
         ({}, "import modules.video_models.video_load", "modules.video_models.video_overrides was loaded before it"),
     ],
@@ -151,7 +158,9 @@ def test_a_ui_it_does_not_know_keeps_its_own_tab(
             'loads': video_load.video_overrides.load_override(models_def.Model('WAN')),
             'same': paths == [list(modules.ltx.__path__),
             list(modules.video_models.__path__)], 'ours': ours, 'lines': lines,
-            'rows': len(__import__('modules.video_models.models_def').video_models.models_def.models['LTX Video'])}}))
+            'heard': len(modules.script_callbacks.heard),
+            'samplers': len(__import__('modules.sd_samplers_diffusers').sd_samplers_diffusers.samplers_data_diffusers),
+            'rows': len(models_def.models['LTX Video'])}}))
         """,
         **changed,
     )
@@ -159,7 +168,7 @@ def test_a_ui_it_does_not_know_keeps_its_own_tab(
     assert told["loads"] == {"theirs": "WAN"}
     assert told["same"]
     assert told["ours"] == []
-    assert told["rows"] == 1
+    assert (told["rows"], told["samplers"], told["heard"]) == (1, 1, 0)
     assert len(told["lines"]) == 1
     assert reason in told["lines"][0]
     assert "SD.Next's own LTX tab stays" in told["lines"][0]

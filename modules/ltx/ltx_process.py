@@ -45,13 +45,14 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
     with host.lock():
         seed = random_seed() if plan.seed is None else plan.seed
         plan = plan.with_seed(seed)
-        target, encoding = path or host.output_path(plan), encoding or Encoding()
-        # Looks whether the names are free: better known now than when the frames are there.
-        Outputs(target, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
+        encoding = encoding or Encoding()
+        if path is not None:
+            _look_for_room(path, plan, encoding)
         images = tuple(load_image(Path(at.path)) for at in plan.images)
-        state = State(plan, seed, images, load_clip(plan.prefix) if plan.prefix else ())
-        finish: stages.Stage = partial(write, path=target, encoding=encoding)
-        job: list[tuple[str, stages.Stage]] = [("load", load), *stages.ordered(plan), ("decode", finish)]
+        state = State(plan, seed, images, load_clip(plan.prefix) if plan.prefix else (), path=path)
+        first: stages.Stage = partial(load, encoding=encoding)
+        finish: stages.Stage = partial(write, encoding=encoding)
+        job: list[tuple[str, stages.Stage]] = [("load", first), *stages.ordered(plan), ("decode", finish)]
         for phase, stage in job:
             with _phase(phase) as clock:
                 state = stage(state, host)
@@ -69,12 +70,20 @@ def map_names(plan: Plan) -> list[str]:
     return [f"{stage.name}-uncertainty" for stage in plan.stages if max(stage.passes, default=1) > 1]
 
 
-def load(state: State, host: Host) -> State:
-    """The model made resident, so that its time and its failures have a phase of their own; tiles as it has room."""
+def _look_for_room(path: Path, plan: Plan, encoding: Encoding) -> None:
+    """Raise RequestError where something stands under a name: better known now than when the frames are there."""
+    Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
+
+
+def load(state: State, host: Host, *, encoding: Encoding) -> State:
+    """The model made resident, so that its time and its failures have a phase of their own; tiles as it has room; the
+    host's name for the video, in which the model may stand."""
     plan = state.plan
     with host.pipeline(plan.caps, plan.caps.pipeline):
         fitting = tiles.settled(plan.decode, (plan.width, plan.height, plan.frames), host.room(plan.caps))
-        return replace(state, plan=replace(plan, decode=fitting))
+    path = state.path or host.output_path(plan)
+    _look_for_room(path, plan, encoding)
+    return replace(state, plan=replace(plan, decode=fitting), path=path)
 
 
 @contextmanager
@@ -96,10 +105,10 @@ def _too_big(phase: str) -> str:
     return f"out of memory in {phase}; make the video smaller or shorter, or try --offload sequential"
 
 
-def write(state: State, host: Host, *, path: Path, encoding: Encoding) -> State:
-    """Decode and encode, a tile at a time, into `path`."""
-    plan, latents = state.plan, state.video_latents
-    if latents is None:
+def write(state: State, host: Host, *, encoding: Encoding) -> State:
+    """Decode and encode, a tile at a time, into the state's path."""
+    plan, latents, path = state.plan, state.video_latents, state.path
+    if latents is None or path is None:
         raise LTXError("decode: there are no latents")
 
     def on_frame(count: int) -> None:

@@ -39,6 +39,7 @@ class State:
     where the row says so (0.9), as the VAE takes them otherwise (2.x).
     audio_latents: (batch, channels, length, mel bins), float32, CPU, of the latest stage;
     delivered_audio: those of the stage whose sound is written.
+    path: of the video to be written; the host's own name is known when the model is loaded.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class State:
     notes: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = ()
     refined: tuple[Refinement, ...] = ()
+    path: Path | None = None
     media: Media | None = None
 
 

@@ -6,6 +6,7 @@ written to: everything it keeps goes to a folder of the test run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -16,20 +17,34 @@ PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = {"sd_checkpoint_autoload": False, "sdnq_dequantize_compile": False, "te_shared_te": False}
 
 
+def host_root() -> Path | None:
+    """The checkout of SD.Next to test in: `--host-root PATH` or LTX_HOST_ROOT; wanted before pytest reads options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host-root", default=os.environ.get("LTX_HOST_ROOT", ""))
+    named = parser.parse_known_args(sys.argv[1:])[0].host_root
+    return Path(named).resolve() if named else None
+
+
+def arguments(data: Path, *, extension: bool = True) -> list[str]:
+    """A folder for the UI's files, with this project among its extensions or not, and the arguments to use it with."""
+    (data / "extensions").mkdir(parents=True)
+    if extension:
+        (data / "extensions" / "sdnext-ltx").symlink_to(PROJECT, target_is_directory=True)
+    (data / "config.json").write_text(json.dumps(CONFIG))
+    skip = [f"--skip-{what}" for what in ("all", "git", "torch", "requirements", "env")]
+    return ["launch.py", *skip, "--data", str(data), "--log", str(data / "log.txt")]
+
+
 def boot(root: Path, data: Path) -> None:
     """`root`: a checkout of SD.Next whose requirements this Python has; `data`: where it keeps its files."""
-    (data / "extensions").mkdir(parents=True)
-    (data / "extensions" / "sdnext-ltx").symlink_to(PROJECT, target_is_directory=True)
-    (data / "config.json").write_text(json.dumps(CONFIG))
-    arguments, folder, hook = sys.argv, os.getcwd(), sys.excepthook
-    skip = [f"--skip-{what}" for what in ("all", "git", "torch", "requirements", "env")]
-    sys.argv = ["launch.py", *skip, "--data", str(data), "--log", str(data / "log.txt")]
+    before, folder, hook = sys.argv, os.getcwd(), sys.excepthook
+    sys.argv = arguments(data)
     sys.path.insert(0, str(root))
     os.chdir(root)
     try:
         _start()
     finally:
-        sys.argv, sys.excepthook = arguments, hook
+        sys.argv, sys.excepthook = before, hook
         os.chdir(folder)
     import torch
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.host_contract.boot import host_root
 from tests.host_contract.kit import Embedded, SDNext
+
+
+def needs_sdnext() -> Path:
+    """The checkout of SD.Next to test in; skips where none is given."""
+    root = host_root()
+    if root is None:
+        pytest.skip("no SD.Next: name a checkout with --host-root, and run with its Python (ARCHITECTURE.md says how)")
+    return root
 
 
 @pytest.fixture(scope="session", params=["embedded", "sdnext"])
@@ -16,14 +24,12 @@ def under_test(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: py
     """The host under test: `kit.Embedded` or `kit.SDNext`."""
     if request.param == "embedded":
         return Embedded(cache, tmp_path_factory.mktemp("embedded"))
-    if not os.environ.get("LTX_HOST_ROOT"):
-        pytest.skip("no SD.Next: set LTX_HOST_ROOT to a checkout and run with its Python (ARCHITECTURE.md says how)")
+    needs_sdnext()
     return SDNext()
 
 
 @pytest.fixture(scope="session")
 def sdnext(tmp_path_factory: pytest.TempPathFactory) -> SDNext:
     """A real SD.Next."""
-    if not os.environ.get("LTX_HOST_ROOT"):
-        pytest.skip("no SD.Next: set LTX_HOST_ROOT to a checkout and run with its Python (ARCHITECTURE.md says how)")
+    needs_sdnext()
     return SDNext()

@@ -6,7 +6,7 @@ Rows that are not of LTX get the UI's own answers, unchanged.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from modules.ltx.hosts.sdnext import ENGINE, ui
 from modules.ltx.ltx_capabilities import Caps, all_caps, effective
 from modules.ltx.ltx_util import get_bucket, get_frames
 
+_HEADING = "─────── more of the LTX extension ───────"
 _OURS = Path(__file__).resolve().parents[2]
 
 
@@ -25,17 +26,22 @@ def caps_of(name: str) -> Caps | None:
     return {caps.label: caps for caps in all_caps()}.get(label)
 
 
-def add_rows(models_def: Any) -> list[str]:
-    """The variants that this UI does not list but can run, behind its own rows; their names."""
+def add_rows(models_def: Any) -> list[Any]:
+    """The variants that this UI does not list but can run, behind a heading behind its own rows; all that was added."""
     rows = models_def.models.setdefault(ENGINE, [])
     there = {row.name for row in rows}
     lacks = machine.lacks()
     new = [caps for caps in all_caps() if caps.label not in there and not effective(caps, lacks).unavailable]
-    if new:
-        rows.append(models_def.Model(name="─────── more of the LTX extension ───────"))
-    for caps in new:
-        rows.append(models_def.Model(name=caps.label, repo=caps.source, repo_cls=caps.pipeline))
-    return [caps.label for caps in new]
+    made = [models_def.Model(name=_HEADING)] if new else []
+    made += [models_def.Model(name=caps.label, repo=caps.source, repo_cls=caps.pipeline) for caps in new]
+    rows.extend(made)
+    return made
+
+
+def remove_rows(models_def: Any, made: Sequence[Any]) -> None:
+    """Takes `add_rows`' rows out again."""
+    for row in made:
+        models_def.models[ENGINE].remove(row)
 
 
 @cache

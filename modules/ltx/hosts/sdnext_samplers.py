@@ -11,9 +11,10 @@ from typing import Any
 
 from modules.ltx.denoise import DenoiseCallback, RefinerPlan
 from modules.ltx.errors import LTXError
+from modules.ltx.hosts import sdnext_settings
 from modules.ltx.hosts.sdnext import replaced, resident, ui
 
-NAME = "Euler FlowMatch Self-Refine"
+NAME = sdnext_settings.SAMPLER
 PLAIN = "Euler FlowMatch"
 
 
@@ -35,12 +36,18 @@ def add_sampler() -> bool:
     return True
 
 
+def remove_sampler() -> None:
+    data = ui("sd_samplers_diffusers").samplers_data_diffusers
+    data[:] = [entry for entry in data if entry.name != NAME]
+    ui("sd_samplers").list_samplers()
+
+
 def before_process(p: Any) -> None:
     """The UI is about to run a job: where the entry was chosen, the self-refiner waits for its pipeline."""
     shared, callback = ui("shared"), resident().callback
     if NAME not in (p.sampler_name, getattr(p, "hr_sampler_name", None)) or not shared.sd_loaded or callback is None:
         return
-    refining = Refining(shared.sd_model, callback, settings())
+    refining = Refining(shared.sd_model, callback, sdnext_settings.refiner())
     p.ltx_refining = refining
     refining.wait()
 
@@ -49,16 +56,6 @@ def after_process(p: Any) -> None:
     refining = vars(p).pop("ltx_refining", None)
     if refining is not None:
         refining.end()
-
-
-def settings() -> tuple[RefinerPlan, str]:
-    """As the UI's settings have it, and the plan's text."""
-    opts = ui("shared").opts
-    text = str(getattr(opts, "ltx_refiner_plan", "2-6:2"))
-    norm = str(getattr(opts, "ltx_refiner_mode", "p1"))
-    threshold = float(getattr(opts, "ltx_refiner_threshold", 0.1))
-    certain = float(getattr(opts, "ltx_refiner_certain", 99.9)) / 100
-    return RefinerPlan(norm, text, threshold, certain), text
 
 
 class Refining:

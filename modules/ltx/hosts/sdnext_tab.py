@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.ltx import front, ltx_ui
 from modules.ltx.errors import Cancelled, LTXError, RequestError
+from modules.ltx.hosts import sdnext_settings
 from modules.ltx.hosts.sdnext import ENGINE, SDNextHost, resident, ui
 from modules.ltx.hosts.sdnext_rows import caps_of
 from modules.ltx.ltx_capabilities import Caps, caps_for
@@ -18,6 +22,7 @@ from modules.ltx.media import Encoding
 from modules.ltx.request import Request
 from modules.ltx.serve_request import in_words
 
+_LARGE = ("image", "files", "video", "text")
 _OPEN = ("Size", "Input media", "Stages")
 _NETWORK = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
 
@@ -61,9 +66,7 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
                 group = gr.Accordion(label=section, open=section in _OPEN, elem_id=ident, visible=visible[section])
                 groups[section] = group
                 with group:
-                    for one in ltx_ui.shown(caps):
-                        if one.control.section == section:
-                            made[one.control.name] = _component(gr, one)
+                    _fill(gr, [one for one in _shown(caps) if one.control.section == section], made)
         with gr.Column(elem_id="ltx-output-column", scale=2):
             video = gr.Video(label="Output", show_label=False, elem_id="ltx_output_video", height=512)
             text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
@@ -74,7 +77,7 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
             return [gr.update() for _ in range(1 + len(groups) + len(made))]
         seen = ltx_ui.sections(row)
         updates = [gr.update(value=_about(row)), *(gr.update(visible=seen[section]) for section in groups)]
-        return updates + [gr.update(visible=one.applies, value=one.value) for one in ltx_ui.shown(row)]
+        return updates + [gr.update(visible=one.applies, value=one.value) for one in _shown(row)]
 
     model.change(fn=change, inputs=[model], outputs=[told, *groups.values(), *made.values()], show_progress="hidden")
     task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
@@ -87,12 +90,27 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
     )
 
 
+def _shown(caps: Caps) -> list[ltx_ui.Shown]:
+    """The controls of the variant, starting with what the UI's settings say."""
+    return [
+        replace(one, value=sdnext_settings.start_of(one.control.name, one.value)) if one.applies else one
+        for one in ltx_ui.shown(caps)
+    ]
+
+
 def default_row(rows: Sequence[str]) -> str:
     """The variant of the setting, else the small built-in one, which needs no download, else the first of LTX."""
-    wanted = getattr(ui("shared").opts, "ltx_default_variant", "")
     known = [name for name in rows if caps_of(name) is not None]
-    tried = (wanted, caps_for("nano")[0].label)
+    tried = (sdnext_settings.variant(), caps_for("nano")[0].label)
     return next((name for name in tried if name in known), known[0] if known else (rows[0] if rows else "None"))
+
+
+def _fill(gr: Any, several: Sequence[ltx_ui.Shown], made: dict[str, Any]) -> None:
+    """Controls in their order: small ones beside one another, pictures and videos below one another."""
+    for large, ones in itertools.groupby(several, lambda one: one.control.kind in _LARGE):
+        with nullcontext() if large else gr.Row():
+            for one in ones:
+                made[one.control.name] = _component(gr, one)
 
 
 def _component(gr: Any, one: ltx_ui.Shown) -> Any:
@@ -168,9 +186,8 @@ def _asked(model: str, values: Sequence[Any], folder: Path) -> tuple[Request, En
     if named.get("seed") is not None and int(named["seed"]) < 0:
         named["seed"] = None
     asked = ltx_ui.Asked(model, words, networks(negative)[0], float(fps), _paths(folder), loras)
-    found = re.search(r"crf[:=](\d+)", options or "")
-    encoding = Encoding(crf=int(found[1]) if found else 18, png_frames=bool(frames), thumbnail=bool(thumb))
-    return Request.parse(ltx_ui.request_values(caps, asked, named)), encoding
+    encoding = Encoding(crf=sdnext_settings.crf(options or ""), png_frames=bool(frames), thumbnail=bool(thumb))
+    return Request.parse(ltx_ui.request_values(caps, asked, named) | sdnext_settings.memory()), encoding
 
 
 def _styled(prompt: str, negative: str, styles: Any) -> tuple[str, str]:
