@@ -20,6 +20,7 @@ USED = {
     "call_queue": ("get_lock",),
     "devices": ("device", "dtype", "inference_context", "torch_gc"),
     "logger": ("log",),
+    "model_quant": ("get_dit_args",),
     "processing": ("StableDiffusionProcessingVideo", "create_infotext", "process_images"),
     "progress": ("add_task_to_queue", "finish_task", "start_task"),
     "options": ("OptionInfo",),

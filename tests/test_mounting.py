@@ -16,6 +16,7 @@ SCRIPT = str(ROOT / "scripts" / "ltx_extension.py")
 UI = {
     "call_queue.py": "def get_lock(): pass",
     "devices.py": "device = dtype = None\ndef inference_context(): pass\ndef torch_gc(): pass",
+    "model_quant.py": "def get_dit_args(): pass",
     "logger.py": "import logging\nlog = logging.getLogger('sd')",
     "processing.py": "class StableDiffusionProcessingVideo: pass\ndef create_infotext(): pass\n"
     "def process_images(): pass",
@@ -54,6 +55,8 @@ UI = {
             name: str
             repo: str = None
             repo_cls: str = None
+            dit_cls: str = None
+            te_cls: str = None
         models = {'LTX Video': [Model('LTXVideo 2.3 22B T2V', 'OzzyGT/LTX-2.3', 'LTX2Pipeline')]}
     """,
     "video_models/video_load.py": "from modules.video_models import video_overrides\ndef load_model(): pass",

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from extensions.selfrefiner import seam
 from extensions.selfrefiner.refiner import Certainty
 from extensions.selfrefiner.seam import Refiner, Session
 from modules.ltx.errors import RequestError
+from tests.others_kit import flux, wan
 from tests.seam_kit import FOUR_WAY, PLAIN, Bench, apart, same
 
 NEVER, ALWAYS = Certainty(threshold=0.0), Certainty(threshold=1e9)
@@ -22,69 +22,6 @@ NEVER, ALWAYS = Certainty(threshold=0.0), Certainty(threshold=1e9)
 @pytest.fixture(scope="module")
 def dev(cache: Path) -> Bench:
     return Bench("LTX2Pipeline", cache)
-
-
-def wan() -> Any:
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=256,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    pipe = diffusers.WanPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer.eval(), scheduler=scheduler
-    )
-    text = torch.randn(2, 1, 8, 32)
-    asked = {"height": 16, "width": 16, "num_frames": 9, "guidance_scale": 3.0}
-    return pipe, {**asked, "prompt_embeds": text[0], "negative_prompt_embeds": text[1]}
-
-
-def flux() -> Any:
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-    )
-    vae = diffusers.AutoencoderKL(
-        sample_size=32,
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=1,
-        norm_num_groups=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0609,
-        scaling_factor=1.5035,
-    )
-    pipe = diffusers.FluxPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        vae=vae,
-        transformer=transformer.eval(),
-    )
-    asked = {"height": 8, "width": 8, "guidance_scale": 0.0, "max_sequence_length": 8}
-    return pipe, {**asked, "prompt_embeds": torch.randn(1, 8, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
 
 
 @pytest.mark.parametrize(("make", "calls"), [(wan, 2), (flux, 1)])

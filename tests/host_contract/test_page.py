@@ -26,7 +26,7 @@ from tests.host_contract.conftest import needs_sdnext
 # Where the page's prompt is, and where its LTX tab.
 THEMES = {
     "standard/black-teal": (["#tabs > .tab-nav button:text-is('Video')"], "#tab_video .tab-nav button:text-is('LTX')"),
-    "modern/Default": (["#video_nav", "#video_prompts"], "#video_params_ltx"),
+    "modern/Default": (["#video_nav"], "#video_params_ltx"),
 }
 MODERN = "extensions-builtin/sdnext-modernui/javascript"
 QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
@@ -36,7 +36,13 @@ OURS = {
     "options": ("ltx_",),
     "samplers": ("Euler FlowMatch Self-Refine",),
     "paths": ("/sdapi/v1/ltx",),
-    "elements": ("ltx_", "setting_ltx_", "modification_indicator_ltx", "settings_section_tab_ltx"),
+    "elements": (
+        "ltx_",
+        "setting_ltx_",
+        "modification_indicator_ltx",
+        "settings_section_row_ltx",
+        "settings_section_tab_ltx",
+    ),
 }
 
 

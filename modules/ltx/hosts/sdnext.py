@@ -207,7 +207,7 @@ class SDNextHost:
             return known
         row = models.Model(name=caps.label) if known is None else copy(known)
         row.repo, row.repo_cls = source, caps.pipeline
-        row.dit_cls = row.te_cls = row.dit = row.te = None  # all of it is in the one folder
+        row.te_cls = row.dit = row.te = None  # all of it is in the one folder
         row.name = caps.label if known is None else f"{caps.label} in {source}"
         return row
 

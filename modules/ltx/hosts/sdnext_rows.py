@@ -33,9 +33,21 @@ def add_rows(models_def: Any) -> list[Any]:
     lacks = machine.lacks()
     new = [caps for caps in all_caps() if caps.label not in there and not effective(caps, lacks).unavailable]
     made = [models_def.Model(name=_HEADING)] if new else []
-    made += [models_def.Model(name=caps.label, repo=caps.source, repo_cls=caps.pipeline) for caps in new]
+    made += [_row(models_def, caps) for caps in new]
     rows.extend(made)
     return made
+
+
+def _row(models_def: Any, caps: Caps) -> Any:
+    """Its classes are those of the UI's own rows of that pipeline: the UI quantizes what a row names a class of."""
+    rows = models_def.models[ENGINE]
+    like = next((row for row in rows if row.repo_cls == caps.pipeline), None)
+    row = models_def.Model(name=caps.label, repo=caps.source, repo_cls=caps.pipeline)
+    if like is not None:
+        row.dit_cls = like.dit_cls
+        # Named, the text encoder would be the UI's shared one, which is not everybody's.
+        row.te_cls = like.te_cls if "text_encoder" in caps.shared_parts else None
+    return row
 
 
 def remove_rows(models_def: Any, made: Sequence[Any]) -> None:
@@ -76,8 +88,9 @@ def load_override(selected: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
         made["vae"] = kind.from_pretrained(selected.repo, subfolder="vae", torch_dtype=dtype, **where)
     if caps.transformer != "transformer":
         kind = diffusers.LTX2VideoTransformer3DModel
+        loading, quantizing = ui("model_quant").get_dit_args({}, module="Model", device_map=True)
         made["transformer"] = kind.from_pretrained(
-            selected.repo, subfolder=caps.transformer, torch_dtype=ui("devices").dtype, **where
+            selected.repo, subfolder=caps.transformer, **loading, **quantizing, **where
         )
     connectors = caps.shared_parts.get("connectors") if selected.repo == caps.source and _shares() else None
     if connectors:

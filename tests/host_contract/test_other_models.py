@@ -1,0 +1,105 @@
+"""The sampler entry on models that are not LTX, through SD.Next's processing; and its quantization on ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from modules.ltx.front import settle
+from modules.ltx.hosts.sdnext_settings import SAMPLER
+from modules.ltx.ltx_process import run
+from modules.ltx.request import Request
+from tests.conftest import SMALL
+from tests.host_contract.kit import SDNext
+from tests.others_kit import flux, wan
+
+STEPS = 8
+_PROMPTS = ("prompt", "negative_prompt")
+
+
+@contextmanager
+def resident(sdnext: SDNext, pipe: Any) -> Iterator[list[int]]:
+    """The pipeline as the UI's model; yields a list that grows by one a forward."""
+    shared, models = sdnext.ui("shared"), sdnext.ui("sd_models")
+    if shared.sd_loaded:
+        models.unload_model_weights()
+    pipe.default_scheduler = copy.deepcopy(pipe.scheduler)
+    pipe.sd_checkpoint_info, pipe.sd_model_hash = sdnext.ui("sd_checkpoint").CheckpointInfo("small"), None
+    # The embeddings are given: the UI's prompt must not reach the pipeline too.
+    pipe.preprocess = lambda _p, args: [args.pop(name) for name in list(args) if name.split("_2")[0] in _PROMPTS]
+    forwards: list[int] = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: forwards.append(1))
+    shared.sd_model = pipe
+    try:
+        yield forwards
+    finally:
+        models.unload_model_weights()
+
+
+def made(sdnext: SDNext, pipe: Any, asked: dict[str, Any], sampler: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What the pipeline returned within a job of the UI, and what the UI notes of the job."""
+    processing, kept = sdnext.ui("processing"), []
+    video = "num_frames" in asked
+    kind = processing.StableDiffusionProcessingVideo if video else processing.StableDiffusionProcessingTxt2Img
+    p = kind(sd_model=pipe, prompt="a", seed=3, sampler_name=sampler, steps=STEPS, cfg_scale=asked["guidance_scale"])
+    p.width, p.height, p.scripts, p.script_args = asked["width"], asked["height"], None, None
+    p.do_not_save_grid = p.do_not_save_samples = True
+    if video:
+        p.frames = asked["num_frames"]
+        p.ops.append("video")
+    p.task_args.update({**asked, "output_type": "latent"})
+
+    def keep(_p: Any, output: Any) -> Any:
+        kept.append(output)
+        return output
+
+    pipe.postprocess = keep
+    try:
+        processing.process_images(p)
+    finally:
+        del pipe.postprocess
+    output = kept[-1]
+    latents = output.frames if hasattr(output, "frames") else output.images
+    return latents.clone(), dict(p.extra_generation_params)
+
+
+@pytest.mark.parametrize(("make", "calls"), [(wan, 2), (flux, 1)])
+def test_the_sampler_entry_refines_other_models(sdnext: SDNext, make: Callable[[], Any], calls: int) -> None:
+    pipe, asked = make()
+    with resident(sdnext, pipe) as forwards:
+        plain, told = made(sdnext, pipe, asked, "Euler FlowMatch")
+        assert (len(forwards), told) == (STEPS * calls, {})
+        before = sorted(vars(pipe))
+        forwards.clear()
+        refined, told = made(sdnext, pipe, asked, SAMPLER)  # 2-6:2 is the setting's default
+        assert len(forwards) == (STEPS + 5) * calls
+        assert told == {"Self-refiner": "p1 2-6:2"}
+        assert float((refined - plain).abs().max()) > 1e-3
+        assert sorted(vars(pipe)) == before
+        forwards.clear()
+        again, told = made(sdnext, pipe, asked, "Euler FlowMatch")
+        assert (len(forwards), told) == (STEPS * calls, {})
+        assert torch.equal(again, plain)
+
+
+def test_the_uis_quantization_holds_for_rows_that_we_added(sdnext: SDNext) -> None:
+    opts = sdnext.opts
+    plan = settle(Request.parse(SMALL | {"model": "nano-2.3-distilled-t2v", "seed": 1}), sdnext.host())
+    before = dict(opts.data)
+    try:
+        sdnext.ui("sd_models").unload_model_weights()
+        opts.data.update(sdnq_quantize_weights=["Model"], sdnq_quantize_mode="pre")
+        assert run(plan, sdnext.host()).media is not None
+        kind = type(sdnext.pipes()[0].transformer.transformer_blocks[0].attn1.to_q).__name__
+    finally:
+        opts.data.clear()
+        opts.data.update(before)
+        sdnext.ui("sd_models").unload_model_weights()
+    assert kind == "SDNQLinear"
+    run(plan, sdnext.host())
+    assert type(sdnext.pipes()[0].transformer.transformer_blocks[0].attn1.to_q) is torch.nn.Linear
