@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from modules.ltx.front import settle
+from modules.ltx.hosts import nano
+from modules.ltx.hosts.embedded import EmbeddedHost
 from modules.ltx.hosts.sdnext_settings import SAMPLER
 from modules.ltx.ltx_process import run
 from modules.ltx.request import Request
@@ -103,3 +107,25 @@ def test_the_uis_quantization_holds_for_rows_that_we_added(sdnext: SDNext) -> No
     assert kind == "SDNQLinear"
     run(plan, sdnext.host())
     assert type(sdnext.pipes()[0].transformer.transformer_blocks[0].attn1.to_q) is torch.nn.Linear
+
+
+def test_a_folder_that_is_quantized_already(sdnext: SDNext, host: EmbeddedHost, cache: Path, tmp_path: Path) -> None:
+    """Loaded as such, and with the embedded host's latents."""
+    import diffusers
+    from sdnq import SDNQConfig
+
+    folder = tmp_path / "sdnq"
+    shutil.copytree(nano.ensure("2.3-distilled", cache), folder)
+    part = diffusers.LTX2VideoTransformer3DModel.from_pretrained(
+        folder, subfolder="transformer", quantization_config=SDNQConfig(weights_dtype="int8", group_size=32)
+    )
+    shutil.rmtree(folder / "transformer")
+    part.save_pretrained(folder / "transformer")
+    asked = SMALL | {"model": str(folder), "variant": "nano-2.3-distilled-t2v", "seed": 1}
+    plan = settle(Request.parse(asked), sdnext.host())
+    media = run(plan, sdnext.host()).media
+    assert media is not None
+    assert type(sdnext.pipes()[0].transformer.transformer_blocks[0].attn1.to_q).__name__ == "SDNQLinear"
+    wanted = run(plan, host, path=tmp_path / "wanted.mp4").media
+    assert wanted is not None
+    assert media.video_latents_sha256 == wanted.video_latents_sha256
