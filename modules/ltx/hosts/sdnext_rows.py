@@ -15,6 +15,7 @@ from modules.ltx.hosts import machine, places
 from modules.ltx.hosts.sdnext import ENGINE, ui
 from modules.ltx.ltx_capabilities import Caps, all_caps, effective
 from modules.ltx.ltx_util import get_bucket, get_frames
+from modules.video_models.ltx_models import CONDITION_09
 
 _HEADING = "─────── more of the LTX extension ───────"
 _OURS = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def _shares() -> bool:
 
 
 def set_overrides(p: Any, selected: Any) -> None:
-    """In the UI's generic video tab: sizes and frames that the model takes, and the guidance of its own recipe."""
+    """In the UI's generic video tab: sizes and frames that the model takes. The seed is kept, whatever the class."""
     caps = caps_of(selected.name)
     if caps is None:
         _original().set_overrides(p, selected)
@@ -117,3 +118,5 @@ def set_overrides(p: Any, selected: Any) -> None:
     p.width, p.height = get_bucket(p.width, caps.grid), get_bucket(p.height, caps.grid)
     p.frames = get_frames(p.frames, caps.frame_ratio)
     p.task_args.update(width=p.width, height=p.height, num_frames=p.frames)
+    if caps.is_i2v and caps.pipeline == CONDITION_09:
+        p.task_args["strength"] = p.denoising_strength  # of the picture
