@@ -222,3 +222,45 @@ def test_the_files_carry_the_uis_infotext_and_are_listed(sdnext: SDNext) -> None
     assert "Seed: 1" in told
     outputs = [name for job in sdnext.ui("shared").state.state_history for name in job["outputs"]]
     assert str(media.path) in outputs
+
+
+def generated(output: Sequence[object]) -> str:
+    """The last line below the player of a job started with the tab's button; `output` as on the Output tab."""
+    from modules.ltx import ltx_ui
+    from modules.ltx.hosts import sdnext_tab
+
+    small = {"width": 64, "height": 64, "frames": 9, "seed": 1, "refine": False}
+    controls = [small.get(control.name) for control in ltx_ui.CONTROLS]
+    model = "LTX-Nano 2.3 T2V Distilled"
+    return list(sdnext_tab.run("task(tab)", "", model, "a red ball", "", [], *output, *controls))[-1][1]
+
+
+def test_the_tab_says_what_of_the_output_tab_it_does_not_follow(sdnext: SDNext) -> None:
+    said = generated([24, 2, "libx265", "mkv", "crf:30", True, False, True, False])
+    assert ".mp4, seed 1" in said
+    assert said.endswith("codec libx265 (it is H.264), format mkv (it is mp4), interpolation, safetensors")
+    assert "not followed" not in generated([24, 0, "libx264", "mp4", "crf:30", True, False, False, False])
+    assert "nothing would be saved" in generated([24, 0, "none", "mp4", "", True, False, False, False])
+
+
+def test_the_settings_act(sdnext: SDNext) -> None:
+    from modules.ltx.hosts import sdnext_settings, sdnext_tab
+    from modules.ltx.ltx_capabilities import caps_for
+
+    opts, caps = sdnext.opts, caps_for("nano")[0]
+    before = dict(opts.data)
+
+    def starts() -> dict[str, Any]:
+        return {one.control.name: one.value for one in sdnext_tab._shown(caps)}
+
+    assert (sdnext_settings.crf(""), sdnext_settings.crf("crf:20"), sdnext_settings.memory()) == (18, 20, {})
+    assert (starts()["self_refine"], starts()["audio"]) == ("off", True)
+    try:
+        memory = "tiles of 256 pixels and 24 frames"
+        opts.data.update(ltx_output_crf=25, ltx_memory=memory, ltx_tab_self_refine="p1", ltx_tab_audio=False)
+        assert (sdnext_settings.crf(""), sdnext_settings.crf("crf:20")) == (25, 20)
+        assert sdnext_settings.memory() == {"tile_size": 256, "tile_frames": 24}
+        assert (starts()["self_refine"], starts()["audio"]) == ("p1", False)
+    finally:
+        opts.data.clear()
+        opts.data.update(before)

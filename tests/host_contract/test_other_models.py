@@ -141,7 +141,15 @@ def test_the_generic_tab_runs_our_rows(sdnext: SDNext, picture: Path, mode: str)
     def clip(seed: int) -> np.ndarray[Any, Any]:
         before = set(sdnext.outputs.rglob("*.mp4"))
         image = Image.open(picture) if mode == "I2V" else None
-        asked: list[Any] = ["task(generic)", "", "LTX Video", f"LTX-Nano 2.3 {mode} Distilled", "a small red ball", "", []]
+        asked: list[Any] = [
+            "task(generic)",
+            "",
+            "LTX Video",
+            f"LTX-Nano 2.3 {mode} Distilled",
+            "a small red ball",
+            "",
+            [],
+        ]
         asked += [80, 80, 10, 2, 0, -1.0, True, seed, 1.0, -1.0, image, 0.8, None, "Default", 0]
         asked += [24, 0, "libx264", "mp4", "crf:16", True, False, False, False, False, None, "", []]
         sdnext.ui("video_models.video_run").generate(*asked)

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import av
 import pytest
 
-from tests.host_contract.boot import arguments
+from tests.host_contract.boot import PROJECT, arguments
 from tests.host_contract.conftest import needs_sdnext
 
 # Where the page's prompt is, and where its LTX tab.
@@ -181,3 +181,14 @@ def test_nothing_else_of_the_host_is_changed(tmp_path: Path) -> None:
             gone = {name for name in gone if not name.startswith("ltx_")} - {"video_model_load_ltx"}
         assert gone == set(), kind
         assert changed == set(), kind
+
+
+def test_the_installer_adds_only_what_is_missing() -> None:
+    """Run as the host runs it for its extensions; this Python has all that is wanted."""
+    root = needs_sdnext()
+    freeze = [sys.executable, "-m", "pip", "freeze"]
+    before = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
+    command, environment = [sys.executable, str(PROJECT / "install.py")], os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "LTX video: nothing to install")
+    assert subprocess.run(freeze, capture_output=True, text=True, check=True).stdout == before

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,39 @@ def _about(caps: Caps) -> str:
     return html.escape(f"LTX {caps.generation} {what}: from {takes}{needs}")
 
 
+@dataclass(frozen=True)
+class Output:
+    """What the UI's Output tab says, in its order but for the frame rate."""
+
+    interpolate: float
+    codec: str
+    container: str
+    options: str
+    video: bool
+    frames: bool
+    safetensors: bool
+    thumbnail: bool
+
+    def not_followed(self) -> str:
+        """A sentence on what of it has no effect here, or nothing."""
+        told = {
+            f"codec {self.codec} (it is H.264)": self.codec not in ("libx264", "h264"),
+            f"format {self.container} (it is mp4)": self.container != "mp4",
+            "interpolation": bool(self.interpolate),
+            "safetensors": self.safetensors,
+        }
+        names = [name for name, chosen in told.items() if chosen]
+        return f"of the Output tab is not followed: {', '.join(names)}" if names else ""
+
+
 def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str | None, str]]:
     """The Generate button: what to show in the player and below it, as the job goes on."""
     host = SDNextHost(task)
     try:
         with host.queued(), tempfile.TemporaryDirectory(prefix="ltx-") as folder:
             yield None, "LTX: waiting"
-            request, encoding = _asked(model, values, Path(folder))
+            output = Output(*values[4:12])
+            request, encoding = _asked(model, values, output, Path(folder))
             plan = front.settle(request, host)
             yield None, html.escape(f"LTX: {in_words(plan.notes[0])}")
             from modules.ltx.ltx_process import run as run_plan
@@ -163,22 +189,19 @@ def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str 
     else:
         assert state.media is not None
         seconds = ", ".join(f"{timing.phase} {timing.seconds:.1f} s" for timing in state.timings)
-        notes = "; ".join(in_words(note) for note in (*plan.notes[1:], *state.notes))
+        said = (*plan.notes[1:], *state.notes, output.not_followed())
+        notes = "; ".join(in_words(note) for note in said if note)
         told = f"LTX: {state.media.path.name}, seed {state.seed} | {seconds}" + (f" | {notes}" if notes else "")
         yield str(state.media.path), html.escape(told)
 
 
-def _asked(model: str, values: Sequence[Any], folder: Path) -> tuple[Request, Encoding]:
+def _asked(model: str, values: Sequence[Any], output: Output, folder: Path) -> tuple[Request, Encoding]:
     """The request of the tab's values; pictures that have no file get one in `folder`."""
     caps = caps_of(model or "")
     if caps is None:
         raise RequestError("no model is selected: choose one of the list; lines between them are headings.")
-    (prompt, negative, styles, fps), (_, codec, _, options, video, frames, _, thumb), controls = (
-        values[:4],
-        values[4:12],
-        values[12:],
-    )
-    if codec == "none" or not video:
+    (prompt, negative, styles, fps), controls = values[:4], values[12:]
+    if output.codec == "none" or not output.video:
         raise RequestError("nothing would be saved: choose a video codec on the Output tab, and to save the video.")
     prompt, negative = _styled(prompt or "", negative or "", styles)
     words, loras = networks(prompt)
@@ -186,7 +209,8 @@ def _asked(model: str, values: Sequence[Any], folder: Path) -> tuple[Request, En
     if named.get("seed") is not None and int(named["seed"]) < 0:
         named["seed"] = None
     asked = ltx_ui.Asked(model, words, networks(negative)[0], float(fps), _paths(folder), loras)
-    encoding = Encoding(crf=sdnext_settings.crf(options or ""), png_frames=bool(frames), thumbnail=bool(thumb))
+    quality = sdnext_settings.crf(output.options or "")
+    encoding = Encoding(crf=quality, png_frames=bool(output.frames), thumbnail=bool(output.thumbnail))
     return Request.parse(ltx_ui.request_values(caps, asked, named) | sdnext_settings.memory()), encoding
 
 
