@@ -188,3 +188,45 @@ def test_no_latent_is_decoded_before_the_decode_phase(under_test: Under) -> None
     finally:
         handle.remove()
     assert set(decoded) == {"decode"}
+
+
+def test_both_stages_are_refined(under_test: Under) -> None:
+    """8 steps with five of them twice, then 3 with two of them twice, counted at the transformer."""
+    plan = asked(under_test, "nano-2.3-distilled-t2v", refine=True, width=128, height=128, steps=None)
+    refined = asked(
+        under_test,
+        "nano-2.3-distilled-t2v",
+        **{"refine": True, "width": 128, "height": 128, "steps": None},
+        self_refine="p1",
+        self_refine_plan="2-6:2;1-2:2",
+        self_refine_threshold=0.0,  # no step ends early
+    )
+    run(plan, under_test.host())
+    phase, seen = [""], []
+    transformer = under_test.pipes()[0].transformer
+    handle = transformer.register_forward_pre_hook(lambda *_: seen.append(phase[0]))
+    try:
+        for made, counts in ((plan, (8, 3)), (refined, (13, 5)), (plan, (8, 3))):
+            seen.clear()
+            run(made, under_test.host(lambda event: phase.__setitem__(0, event.phase)))
+            assert (seen.count("sample"), seen.count("refine")) == counts
+            assert len(seen) == sum(counts)
+    finally:
+        handle.remove()
+
+
+def test_memory_is_given_back_behind_every_phase(under_test: Under) -> None:
+    plan = asked(under_test, "nano-2.3-distilled-t2v", refine=True, width=128, height=128)
+    host, told = under_test.host(), []
+    theirs = host.free
+
+    def counted(phase: str) -> None:
+        told.append(phase)
+        theirs(phase)
+
+    host.free = counted
+    try:
+        run(plan, host)
+    finally:
+        del host.free
+    assert [phase for phase in told if phase != "tile"] == ["load", "encode", "sample", "upsample", "refine", "decode"]
