@@ -115,12 +115,12 @@ def test_the_uis_quantization_holds_for_rows_that_we_added(sdnext: SDNext) -> No
 def test_a_folder_that_is_quantized_already(sdnext: SDNext, host: EmbeddedHost, cache: Path, tmp_path: Path) -> None:
     """Loaded as such, and with the embedded host's latents."""
     import diffusers
-    from sdnq import SDNQConfig
 
+    config = sdnext.ui("sdnq.quantizer").SDNQConfig(weights_dtype="int8", group_size=32)
     folder = tmp_path / "sdnq"
     shutil.copytree(nano.ensure("2.3-distilled", cache), folder)
     part = diffusers.LTX2VideoTransformer3DModel.from_pretrained(
-        folder, subfolder="transformer", quantization_config=SDNQConfig(weights_dtype="int8", group_size=32)
+        folder, subfolder="transformer", quantization_config=config
     )
     shutil.rmtree(folder / "transformer")
     part.save_pretrained(folder / "transformer")
