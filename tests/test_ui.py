@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from modules.ltx import ltx_ui
+from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps, all_caps, caps_for
 from modules.ltx.plan import plan
 from modules.ltx.request import BY_NAME, Request
@@ -49,17 +50,28 @@ def test_every_control_that_applies_reaches_the_request_and_no_other(caps: Caps,
         "number": lambda one: 5,
         "checkbox": lambda one: not one.value,
         "choice": lambda one: next(c for c in one.control.choices if c not in (one.value, "", "off")),
-        "text": lambda one: "2-6:2",
+        "text": lambda one: {"stg_blocks": "3", "gallery_frames": "8", "gallery_strengths": "0.5"}.get(
+            one.control.name, "2-6:2"
+        ),
+        "lines": lambda one: "some/lora.safetensors:0.5",
         "image": lambda one: str(picture),
         "files": lambda one: [str(picture)],
         "video": lambda one: str(picture),
     }
-    needs_company = {"prefix_frames", "prefix_skip"}  # only with a video
+    video, more, two = {"prefix_video": str(picture)}, {"gallery": [str(picture)]}, {"refine": True}
+    company: dict[str, dict[str, Any]] = {  # what they say something about
+        "prefix_frames": video,
+        "prefix_skip": video,
+        "gallery_frames": more,
+        "gallery_strengths": more,
+        "stage2_steps": two,
+        "refine_strength": two,
+    }
     for one in ltx_ui.shown(caps):
         value = moved[one.control.kind](one)
-        company = {"prefix_video": str(picture)} if one.control.name in needs_company else {}
-        after = asked(caps, **{**pictures(caps, picture), **company, one.control.name: value})
-        base = asked(caps, **{**pictures(caps, picture), **company})
+        beside = {**pictures(caps, picture), **company.get(one.control.name, {})}
+        after = asked(caps, **{**beside, one.control.name: value})
+        base = asked(caps, **beside)
         if one.control.name == "first_image":
             base = asked(caps)
         assert (after != base) == one.applies, one.control.name
@@ -82,3 +94,37 @@ def test_what_is_declared_exists() -> None:
     assert all(label.startswith("LTX ") for label in labels)  # a web UI keeps values by label
     for control in ltx_ui.CONTROLS:
         assert control.help or control.name in ltx_ui.MEDIA
+
+
+@pytest.mark.parametrize("caps", all_caps(), ids=lambda caps: caps.id)
+def test_a_request_and_the_controls_values_are_the_same_thing(caps: Caps, picture: Path) -> None:
+    """As restored from a video's metadata, and asked again."""
+    first = {"path": str(picture), "frame": 0}
+    images = [first, {"path": "c.png", "frame": -1}, {"path": "b.png", "frame": 48, "strength": 0.5}]
+    said: dict[str, Any] = {"steps": 7, "sampler": "heun", "self_refine": "p2", "self_refine_plan": "2-3:2", "seed": 5}
+    if caps.supports_stg:
+        said |= {"stg_blocks": [1, 2], "audio_guidance_scale": 4.5}
+    if caps.supports_two_stage_refine:
+        said |= {"refine": True, "stage2_steps": 2}
+    if caps.supports_input_media:
+        said["images"] = images if caps.supports_multi_condition else [first]
+    if caps.supports_multi_condition:
+        said["prefix"] = {"path": "clip.mp4", "frames": 9, "skip": 3}
+    said["loras"] = [{"source": "a/b", "strength": 0.5, "stage2": 0.0}, {"source": "C:/x.safetensors"}]
+    request = Request.parse({"model": caps.label, "prompt": "a red ball", "fps": caps.default_fps, **said})
+    assert asked(caps, **ltx_ui.values_of(request, caps)) == request
+
+
+@pytest.mark.parametrize("caps", all_caps(), ids=lambda caps: caps.id)
+def test_sizes_by_shape_need_no_note(caps: Caps, picture: Path) -> None:
+    for width, height in ltx_ui.presets(caps).values():
+        made = plan(asked(caps, **pictures(caps, picture), width=width, height=height), caps)
+        assert (made.width, made.height) == (width, height)
+        assert 0.75 < made.width * made.height / (caps.default_width * caps.default_height) < 1.25
+
+
+def test_pictures_and_their_numbers_must_match() -> None:
+    caps = caps_for("2.3-dev-condition")[0]
+    for text, sentence in (("0, x", "is no list of numbers"), ("0", "1 numbers for 2 pictures")):
+        with pytest.raises(RequestError, match=sentence):
+            asked(caps, gallery=["a.png", "b.png"], gallery_frames=text)

@@ -1,7 +1,6 @@
-"""The tab: every control declared once, and what a choice of model does to all of them.
+"""The tab: what a choice of model does to the controls of `ltx_controls.py`, and the request that their values make.
 
-A control is named after the field of `Request` that it sets and shows that field's help. Which variants have it, and
-with what default, is read from the variant's row. Knows neither gradio nor hosts.
+Which variants have a control, and with what default, is read from the variant's row. Knows neither gradio nor hosts.
 """
 
 from __future__ import annotations
@@ -10,192 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps
-from modules.ltx.request import BY_NAME, default_of
+from modules.ltx.ltx_controls import CONTROLS, MEDIA, SECTIONS, Control
+from modules.ltx.request import BY_NAME, Lora, Request, default_of
 
-Test = Callable[[Caps], bool]
-Default = Callable[[Caps], Any]
-
-
-def _always(_: Caps) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Control:
-    """One control. `name`: a field of Request, or one of MEDIA; `kind`: how it is shown; `applies`: which variants have
-    it; `default`: the variant's own value, which is not written into the request; `span`: least, most, step."""
-
-    name: str
-    label: str
-    kind: str
-    section: str
-    applies: Test = _always
-    default: Default = lambda _: None
-    span: tuple[float, float, float] | None = None
-    choices: tuple[str, ...] = ()
-
-    @property
-    def help(self) -> str:
-        option = BY_NAME.get(self.name)
-        return option.help if option is not None else ""
-
-
-def _number(name: str, label: str, section: str, span: tuple[float, float, float], **given: Any) -> Control:
-    return Control(name, label, "slider", section, span=span, **given)
-
-
-def _has(name: str) -> Test:
-    return lambda caps: bool(getattr(caps, name))
-
-
-def _of(name: str) -> Default:
-    return lambda caps: getattr(caps, name)
-
-
-def _guided(name: str) -> Default:
-    return lambda caps: getattr(caps.guidance, name)
-
-
-def _scale(name: str, label: str, top: float, step: float = 0.1) -> Control:
-    known = _always if name == "guidance_scale" else _has("supports_stg")
-    return _number(name, label, "Guidance", (0.0, top, step), applies=known, default=_guided(name))
-
-
-MEDIA = ("first_image", "last_image", "gallery", "prefix_video", "prefix_frames", "prefix_skip", "image_strength")
-_REFINE = "Self-refiner"
-
-CONTROLS: tuple[Control, ...] = (
-    _number("width", "LTX width", "Size", (64, 4096, 32), default=_of("default_width")),
-    _number("height", "LTX height", "Size", (64, 4096, 32), default=_of("default_height")),
-    _number("frames", "LTX frames", "Size", (1, 1025, 8), default=_of("default_frames")),
-    Control("seed", "LTX seed (-1 is random)", "number", "Size", default=lambda _: -1),
-    Control("first_image", "LTX first image", "image", "Input media", _has("supports_input_media")),
-    Control("last_image", "LTX last image", "image", "Input media", _has("supports_multi_condition")),
-    Control("gallery", "LTX images, spread over the clip", "files", "Input media", _has("supports_multi_condition")),
-    Control("prefix_video", "LTX video to begin with", "video", "Input media", _has("supports_multi_condition")),
-    _number(
-        "prefix_frames",
-        "LTX frames of that video",
-        "Input media",
-        (1, 241, 8),
-        applies=_has("supports_multi_condition"),
-        default=lambda _: 17,
-    ),
-    _number(
-        "prefix_skip",
-        "LTX frames to skip before them",
-        "Input media",
-        (0, 1024, 1),
-        applies=_has("supports_multi_condition"),
-        default=lambda _: 0,
-    ),
-    _number(
-        "image_strength",
-        "LTX input strength",
-        "Input media",
-        (0.0, 1.0, 0.05),
-        applies=_has("supports_multi_condition"),
-        default=lambda _: 1.0,
-    ),
-    Control(
-        "refine",
-        "LTX two stages",
-        "checkbox",
-        "Stages",
-        _has("supports_two_stage_refine"),
-        default=_has("supports_two_stage_refine"),
-    ),
-    _number(
-        "refine_strength",
-        "LTX refine strength",
-        "Stages",
-        (0.05, 0.95, 0.05),
-        applies=lambda caps: caps.supports_two_stage_refine and caps.stage2_schedule == "denoise-strength",
-        default=_of("refine_strength"),
-    ),
-    _number(
-        "upsample",
-        "LTX upsample ratio (1 is off)",
-        "Stages",
-        (1.0, 4.0, 0.1),
-        applies=_has("supports_upsample"),
-        default=lambda _: 1.0,
-    ),
-    _number("steps", "LTX steps", "Sampling", (1, 200, 1), default=_of("default_steps")),
-    Control(
-        "sampler",
-        "LTX sampler",
-        "choice",
-        "Sampling",
-        default=_of("default_sampler"),
-        choices=BY_NAME["sampler"].choices,
-    ),
-    _number(
-        "sampler_shift",
-        "LTX sampler shift (below 0: by size)",
-        "Sampling",
-        (-1.0, 10.0, 0.05),
-        applies=_has("supports_sampler_shift"),
-        default=lambda _: -1.0,
-    ),
-    Control(
-        "dynamic_shift",
-        "LTX dynamic shift",
-        "checkbox",
-        "Sampling",
-        _has("supports_dynamic_shift"),
-        default=_of("default_dynamic_shift"),
-    ),
-    _scale("guidance_scale", "LTX guidance scale", 30.0),
-    _scale("stg_scale", "LTX STG scale", 10.0),
-    _scale("modality_scale", "LTX modality scale", 30.0),
-    _scale("guidance_rescale", "LTX guidance rescale", 1.0, 0.05),
-    _scale("audio_guidance_scale", "LTX sound guidance scale", 30.0),
-    _scale("audio_stg_scale", "LTX sound STG scale", 10.0),
-    _scale("audio_modality_scale", "LTX sound modality scale", 30.0),
-    _scale("audio_guidance_rescale", "LTX sound guidance rescale", 1.0, 0.05),
-    Control(
-        "self_refine",
-        "LTX self-refiner",
-        "choice",
-        _REFINE,
-        default=lambda _: "off",
-        choices=BY_NAME["self_refine"].choices,
-    ),
-    Control("self_refine_plan", "LTX self-refiner plan", "text", _REFINE, default=lambda _: ""),
-    Control(
-        "self_refine_preset",
-        "LTX self-refiner preset",
-        "choice",
-        _REFINE,
-        default=lambda _: "",
-        choices=("", *BY_NAME["self_refine_preset"].choices),
-    ),
-    _number("self_refine_threshold", "LTX self-refiner threshold", _REFINE, (0.0, 1.0, 0.01), default=lambda _: 0.1),
-    _number(
-        "self_refine_certain", "LTX self-refiner certain share", _REFINE, (0.0, 1.0, 0.001), default=lambda _: 0.999
-    ),
-    Control("self_refine_map", "LTX uncertainty map", "checkbox", _REFINE, default=lambda _: False),
-    _number(
-        "decode_timestep",
-        "LTX decode timestep",
-        "Decoding",
-        (0.0, 1.0, 0.01),
-        applies=_has("supports_decode_timestep"),
-        default=_of("decode_timestep"),
-    ),
-    _number(
-        "image_cond_noise_scale",
-        "LTX image cond noise scale",
-        "Decoding",
-        (0.0, 1.0, 0.005),
-        applies=_has("supports_image_cond_noise_scale"),
-        default=_of("image_cond_noise_scale"),
-    ),
-    Control("audio", "LTX save audio", "checkbox", "Decoding", _has("supports_audio"), default=_has("supports_audio")),
-)
-SECTIONS = tuple(dict.fromkeys(control.section for control in CONTROLS))
+__all__ = [
+    "CONTROLS",
+    "MEDIA",
+    "SECTIONS",
+    "Asked",
+    "Control",
+    "Shown",
+    "presets",
+    "request_values",
+    "sections",
+    "shown",
+    "values_of",
+]
+_SHAPES = ((16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (21, 9))
 
 
 @dataclass(frozen=True)
@@ -235,7 +67,8 @@ class Asked:
 
 def request_values(caps: Caps, asked: Asked, values: Mapping[str, Any]) -> dict[str, Any]:
     """What `Request.parse` takes: of the controls that apply those that differ from the variant's own default."""
-    made: dict[str, Any] = {"model": asked.model, "prompt": asked.prompt, "fps": asked.fps, "loras": list(asked.loras)}
+    loras = [*asked.loras, *_loras(values.get("loras"))]
+    made: dict[str, Any] = {"model": asked.model, "prompt": asked.prompt, "fps": asked.fps, "loras": loras}
     if asked.negative.strip():
         made["negative"] = asked.negative
     for one in shown(caps):
@@ -245,17 +78,87 @@ def request_values(caps: Caps, asked: Asked, values: Mapping[str, Any]) -> dict[
         if name in MEDIA or not one.applies or value is None or value == (one.value if unsaid is None else unsaid):
             continue
         made[name] = int(value) if isinstance(value, float) and value.is_integer() and _whole(name) else value
-    return {**made, **_media(caps, asked, values)}
+    return _settled({**made, **_media(caps, asked, values)})
 
 
 def _whole(name: str) -> bool:
     return BY_NAME[name].kind == "int"
 
 
+def _settled(made: dict[str, Any]) -> dict[str, Any]:
+    """Without what has no meaning in company: steps of a stage 2 that is off."""
+    if not made.get("refine"):
+        made.pop("stage2_steps", None)
+        made.pop("refine_strength", None)
+    return made
+
+
+def _loras(lines: Any) -> list[dict[str, object]]:
+    """Of `FILE:STRENGTH:STAGE2` a line, as --lora takes it."""
+    return [_lora(line.strip()) for line in str(lines or "").splitlines() if line.strip()]
+
+
+def _lora(line: str) -> dict[str, object]:
+    source, numbers = line, list[float]()
+    while len(numbers) < 2 and ":" in source:
+        rest, _, last = source.rpartition(":")
+        try:
+            numbers.insert(0, float(last))
+        except ValueError:
+            break
+        source = rest
+    return {"source": source, **dict(zip(("strength", "stage2"), numbers, strict=False))}
+
+
+def values_of(request: Request, caps: Caps) -> dict[str, Any]:
+    """The value of every control that makes `request`: the other way of `request_values`. Media are paths."""
+    asked = request.to_json()
+    values = {one.control.name: _back(one, asked.get(one.control.name)) for one in shown(caps)}
+    first, last = (next((at for at in request.images if at.frame == frame), None) for frame in (0, -1))
+    more = [at for at in request.images if at is not first and at is not last]
+    prefix = request.prefix
+    strength = next((at.strength for at in (first, last, prefix) if at is not None), 1.0)
+    values.update(
+        first_image=first.path if first else None,
+        last_image=last.path if last else None,
+        gallery=[at.path for at in more] or None,
+        gallery_frames=", ".join(str(at.frame) for at in more if at.frame is not None),
+        gallery_strengths=", ".join(f"{at.strength:g}" for at in more),
+        image_strength=strength,
+        prefix_video=prefix.path if prefix else None,
+        loras="\n".join(_line(lora) for lora in request.loras),
+    )
+    if prefix is not None:
+        values.update(prefix_frames=prefix.frames, prefix_skip=prefix.skip)
+    return values
+
+
+def _back(one: Shown, asked: Any) -> Any:
+    if asked is None:
+        return one.value
+    return ",".join(map(str, asked)) if isinstance(asked, (list, tuple)) else asked
+
+
+def _line(lora: Lora) -> str:
+    second = "" if lora.stage2 is None else f":{lora.stage2:g}"
+    return f"{lora.source}:{lora.strength:g}{second}" if second or lora.strength != 1 else lora.source
+
+
+def presets(caps: Caps) -> dict[str, tuple[int, int]]:
+    """Sizes by aspect ratio, each with about as many pixels as the variant's own size."""
+    pixels = caps.default_width * caps.default_height
+    step = 2 * caps.grid if caps.supports_two_stage_refine else caps.grid
+    made = {f"{caps.default_width}x{caps.default_height} (its own)": (caps.default_width, caps.default_height)}
+    for wide, high in _SHAPES:
+        width, height = (round((pixels * ratio) ** 0.5 / step) * step for ratio in (wide / high, high / wide))
+        made[f"{wide}:{high}, {width}x{height}"] = width, height
+    return made
+
+
 def _media(caps: Caps, asked: Asked, values: Mapping[str, Any]) -> dict[str, Any]:
     if not caps.supports_input_media:
         return {}
-    strength = float(values.get("image_strength", 1.0)) if caps.supports_multi_condition else 1.0
+    strength = float(values.get("image_strength") or 0.0) if caps.supports_multi_condition else 1.0
     images = []
     for name, frame in (("first_image", 0), ("last_image", -1)):
         path = asked.paths(name, values.get(name))
@@ -263,10 +166,7 @@ def _media(caps: Caps, asked: Asked, values: Mapping[str, Any]) -> dict[str, Any
             images.append({"path": path, "frame": frame, "strength": strength})
     made: dict[str, Any] = {}
     if caps.supports_multi_condition:
-        for item in values.get("gallery") or ():
-            path = asked.paths("gallery", item)
-            if path:
-                images.append({"path": path, "frame": None, "strength": strength})
+        images += _gallery(asked, values, strength)
         video = asked.paths("prefix_video", values.get("prefix_video"))
         if video:
             made["prefix"] = {
@@ -276,6 +176,37 @@ def _media(caps: Caps, asked: Asked, values: Mapping[str, Any]) -> dict[str, Any
                 "strength": strength,
             }
     return {**made, "images": images} if images else made
+
+
+def _gallery(asked: Asked, values: Mapping[str, Any], strength: float) -> list[dict[str, object]]:
+    """The further pictures, with the frames and strengths that were given for them."""
+    found = [asked.paths("gallery", item) for item in values.get("gallery") or ()]
+    paths = [path for path in found if path]
+    frames = _numbers("gallery_frames", values, len(paths), int)
+    strengths = _numbers("gallery_strengths", values, len(paths), float)
+    return [
+        {
+            "path": path,
+            "frame": None if frames is None else frames[n],
+            "strength": strength if strengths is None else strengths[n],
+        }
+        for n, path in enumerate(paths)
+    ]
+
+
+def _numbers(name: str, values: Mapping[str, Any], count: int, kind: Callable[[str], Any]) -> list[Any] | None:
+    """The numbers of a text, one a picture; None where there are none. Raises RequestError for other text."""
+    text = str(values.get(name) or "").strip()
+    if not text or not count:
+        return None
+    label = next(control.label for control in CONTROLS if control.name == name)
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(f"{label}: {text!r} is no list of numbers; write one a picture, as 0, 48, -1.") from error
+    if len(numbers) != count:
+        raise RequestError(f"{label}: {len(numbers)} numbers for {count} pictures; write one a picture, or none.")
+    return numbers
 
 
 def create_ui(*theirs: Any) -> None:

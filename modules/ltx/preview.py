@@ -35,12 +35,13 @@ class Colours:
 
 
 @torch.no_grad()
-def fit(vae: Any) -> Colours:
-    """The map of a video VAE with `latents_mean` and `latents_std`."""
+def fit(vae: Any, device: Any = None) -> Colours:
+    """The map of a video VAE with `latents_mean` and `latents_std`. `device`: where it computes, if not where it is."""
     charts = _charts()
     # A latent frame of a clip stands for several frames, and looks unlike the first, which stands for one.
     pixels = torch.from_numpy(charts).permute(0, 3, 1, 2)[:, :, None].expand(-1, -1, 9, -1, -1) * 2 - 1
-    encoded = [vae.encode(chart[None].to(vae.device, vae.dtype)).latent_dist.mode().float().cpu() for chart in pixels]
+    where = vae.device if device is None else device
+    encoded = [vae.encode(chart[None].to(where, vae.dtype)).latent_dist.mode().float().cpu() for chart in pixels]
     latents = torch.cat(encoded)[:, :, -1]
     mean, deviation = (value.float().cpu().view(1, -1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
     flat = ((latents - mean) / deviation).permute(0, 2, 3, 1).flatten(0, 2)

@@ -7,10 +7,9 @@ from a browser. What can be asked is in `serve_request.py`, what runs in `serve_
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import json
+import os
 import re
 import socket
 import sys
@@ -24,13 +23,11 @@ from typing import Any
 
 import anyio
 import uvicorn
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,28 +44,25 @@ LOOPBACK: Mapping[str, tuple[socket.AddressFamily, str]] = {
 }
 MAX_IMAGE = 50 << 20  # bytes
 MAX_JSON = 8 << 20  # bytes: the longest prompt, escaped
-PAGE = Path(__file__).with_name("serve_page.html")
+UPLOADS = "/gradio_api/upload"  # where gradio's components send files, as forms do
+# Under it only what this server itself hands out is loaded; gradio's page is made of inline scripts and styles.
+POLICY = (
+    "default-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
+    "connect-src 'self'; font-src 'self' data:; img-src 'self' blob: data:; media-src 'self' blob: data:; "
+    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:"
+)
 # Nothing but HTTP/1.1 and silence; warnings and tracebacks still reach stderr.
 _QUIET: Mapping[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
-_PLAIN: Mapping[str, Any] = {"loop": "asyncio", "http": "h11", "ws": "none", "lifespan": "off", **_QUIET}
-
-
-def page_policy(page: str) -> str:
-    """A content security policy under which only the page's own script runs and nothing is loaded from outside."""
-    hashes = [hashlib.sha256(found.encode()).digest() for found in re.findall(r"<script>(.*?)</script>", page, re.S)]
-    scripts = " ".join(f"'sha256-{base64.b64encode(h).decode()}'" for h in hashes)
-    own = "connect-src 'self'; media-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'"
-    none = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    return f"{none}; {own}; script-src {scripts}"
+_PLAIN: Mapping[str, Any] = {"loop": "asyncio", "http": "h11", "ws": "none", "lifespan": "on", **_QUIET}
 
 
 class Guard:
     """Refuses what does not come from the page or from this machine; says the same about every answer."""
 
-    def __init__(self, app: ASGIApp, policy: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._headers = {
-            "content-security-policy": policy,
+            "content-security-policy": POLICY,
             "cross-origin-opener-policy": "same-origin",
             "cross-origin-resource-policy": "same-origin",
             "referrer-policy": "no-referrer",
@@ -99,10 +93,13 @@ def refusal(method: str, path: str, headers: Headers) -> Response | None:
         return None
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if path == "/images":
-        if kind.startswith("image/") or kind == "application/octet-stream":
-            return None
-        return _error(415, "send the bytes of the image, as image/png, another image type or application/octet-stream.")
-    return None if kind == "application/json" else _error(415, "send JSON, as application/json.")
+        right = kind.startswith("image/") or kind == "application/octet-stream"
+        wanted = "the bytes of the image, as image/png, another image type or application/octet-stream"
+    elif path == UPLOADS:
+        right, wanted = kind == "multipart/form-data", "files as a form does, as multipart/form-data"
+    else:
+        right, wanted = kind == "application/json", "JSON, as application/json"
+    return None if right else _error(415, f"send {wanted}.")
 
 
 def _error(status: int, sentence: str) -> JSONResponse:
@@ -111,16 +108,23 @@ def _error(status: int, sentence: str) -> JSONResponse:
 
 @dataclass(frozen=True)
 class App:
-    """The routes, over the jobs and images of one server."""
+    """The page and the routes, over the jobs and images of one server; `outputs` is where its videos are, `learned`
+    where it is kept how fast they were made."""
 
     jobs: Jobs
     images: Images
-    page: str
+    outputs: Path
+    learned: Path
 
     @cached_property
-    def asgi(self) -> Starlette:
+    def asgi(self) -> ASGIApp:
+        import gradio  # seconds
+        from fastapi import FastAPI
+
+        from modules.ltx.web.desk import Desk
+        from modules.ltx.web.page import CSS, Page, theme
+
         routes = [
-            Route("/", self.index),
             Route("/variants", self.variants),
             Route("/plan", self.plan, methods=["POST"]),
             Route("/images", self.add_image, methods=["POST"]),
@@ -130,11 +134,14 @@ class App:
             Route("/jobs/{id}/cancel", self.cancel, methods=["POST"]),
             Route("/jobs/{id}/video", self.video),
         ]
-        guard = Middleware(Guard, policy=page_policy(self.page))
-        return Starlette(routes=routes, middleware=[guard], exception_handlers=_HANDLERS)
-
-    async def index(self, request: Request) -> Response:
-        return HTMLResponse(self.page)
+        app = FastAPI(openapi_url=None, exception_handlers=dict(_HANDLERS))
+        app.router.routes.extend(routes)
+        page = Page(Desk(self.jobs, self.outputs, self.learned)).blocks
+        allowed = [str(self.outputs.absolute())]
+        gradio.mount_gradio_app(
+            app, page, path="/", allowed_paths=allowed, theme=theme(), css=CSS, footer_links=[], ssr_mode=False
+        )
+        return Guard(app)
 
     async def variants(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(variants_json, self.jobs.host))
@@ -286,7 +293,9 @@ def serve(
     url = f"http://{shown}:{listening.getsockname()[1]}"
     with listening, TemporaryDirectory(prefix="ltx-images-") as folder:
         jobs = Jobs(make_host, prepare)
-        app = App(jobs, Images(Path(folder)), PAGE.read_text(encoding="utf-8"))
+        settings = jobs.host.settings
+        app = App(jobs, Images(Path(folder)), settings.outputs, settings.cache_folder)
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         config = uvicorn.Config(app.asgi, timeout_graceful_shutdown=3, **_PLAIN)
         said = json.dumps({"address": url}) if as_json else f"{url}  (Ctrl-C stops it)"
         with suppress(KeyboardInterrupt):  # how it is meant to end

@@ -87,16 +87,24 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 class Job:
-    """One run: its plan, all it told so far, and its end. The worker adds, any thread reads."""
+    """One run, or several behind each other: the plans, all that was told so far, and the end. The worker adds, any
+    thread reads."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, *plans: Plan) -> None:
         self.id = secrets.token_hex(8)
-        self.plan = plan
-        self.began = time.monotonic()
+        self.plans = plans
+        self.states: list[State] = []  # of the finished ones
+        self.preview: Any = None  # the latest picture of what is being made
+        self.began = self.phase_began = time.monotonic()
         self.cancelled = threading.Event()
         self.video: Path | None = None
         self.events: list[dict[str, Any]] = []
-        self.show(Event("load", planned=plan.evaluations))
+        self.show(Event("load", planned=self.plan.evaluations))
+
+    @property
+    def plan(self) -> Plan:
+        """The one that is being run, or was last."""
+        return self.plans[min(len(self.states), len(self.plans) - 1)]
 
     @property
     def running(self) -> bool:
@@ -104,6 +112,8 @@ class Job:
 
     def show(self, event: Event) -> None:
         told = {name: getattr(event, name) for name in _SHOWN}
+        if not self.events or self.events[-1].get("phase") != event.phase:
+            self.phase_began = time.monotonic()
         words = {"label": PHASES.get(event.phase, event.phase), "message": in_words(event.message)}
         self.events.append({"state": "running", **told, **words})
 
@@ -140,12 +150,12 @@ class Jobs:
     def get(self, name: str) -> Job | None:
         return self._jobs.get(name)
 
-    def start(self, plan: Plan) -> Job:
-        """Run `plan` in the worker thread. Raises Busy while another job runs."""
+    def start(self, *plans: Plan) -> Job:
+        """Run the plans, one behind the other, in the worker thread. Raises Busy while another job runs."""
         with self._starting:
             if self.running or self.closing:
                 raise Busy("a video is being made; wait for it or cancel it, then start the next.")
-            job = Job(plan)
+            job = Job(*plans)
             self._jobs[job.id] = job
             if len(self._jobs) > MAX_JOBS:
                 del self._jobs[next(iter(self._jobs))]
@@ -181,6 +191,8 @@ class Jobs:
         if job is None:
             return
         job.show(event)
+        if event.preview is not None:
+            job.preview = self.host.picture(event.preview)
         if job.cancelled.is_set():  # again: the run forgets what was cancelled before it began
             self.host.cancel()
 
@@ -202,7 +214,9 @@ class Jobs:
 
         if job.cancelled.is_set():
             raise Cancelled("cancelled; nothing was written")
-        return run(job.plan, self.host)
+        for plan in job.plans:
+            job.states.append(run(plan, self.host))
+        return job.states[-1]
 
 
 def _done(job: Job, state: State) -> dict[str, Any]:

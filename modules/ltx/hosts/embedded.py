@@ -27,7 +27,11 @@ from modules.ltx.plan import LoraPlan, Plan
 from modules.ltx.state import Event, Media
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
     from modules.ltx.hosts.loading import Wanted
+    from modules.ltx.preview import Colours
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,18 @@ class _Resident:
     key: tuple[str, ...]
     machine: machine.Machine
     pipes: dict[str, Any]
+    colours: Colours | None = None  # how its latents are shown, once somebody has looked
 
 
 class EmbeddedHost:
-    """See `modules.ltx.host.Host`. `on_event` receives every Event; `cancel()` may come from any thread."""
+    """See `modules.ltx.host.Host`. `on_event` receives every Event; `cancel` and `pause` may come from any thread."""
 
     def __init__(self, settings: Settings | None = None, on_event: Callable[[Event], None] | None = None) -> None:
         self.settings = settings or Settings()
         self._on_event = on_event
         self._job = threading.Lock()
         self._cancelled = threading.Event()
+        self._paused = threading.Event()
         self._resident: _Resident | None = None
         self._upsamplers: dict[tuple[str, ...], Any] = {}
         self._shared: dict[tuple[str, ...], Any] = {}
@@ -88,6 +94,7 @@ class EmbeddedHost:
     def lock(self) -> Iterator[None]:
         with self._job:
             self._cancelled.clear()
+            self._paused.clear()
             yield
 
     def lacks(self) -> Mapping[str, str]:
@@ -211,13 +218,32 @@ class EmbeddedHost:
         """Stop the running job at its next poll."""
         self._cancelled.set()
 
+    def pause(self, paused: bool) -> None:
+        """Hold the running job at its next poll, or let it go on."""
+        (self._paused.set if paused else self._paused.clear)()
+
     def poll(self) -> None:
+        while self._paused.is_set() and not self._cancelled.is_set():
+            time.sleep(0.05)
         if self._cancelled.is_set():
             raise Cancelled("cancelled; nothing was written")
 
     def emit(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+    def picture(self, frame: Tensor) -> Image | None:
+        """A latent frame (channels, height, width) of the model in memory as a picture. To be called by who runs the
+        job: the first time, the VAE is asked how its latents look."""
+        resident = self._resident
+        if resident is None:
+            return None
+        if resident.colours is None:
+            from modules.ltx import preview
+
+            vae = next(iter(resident.pipes.values())).vae
+            resident.colours = preview.fit(vae, resident.machine.device)
+        return resident.colours.picture(frame)
 
     def output_path(self, plan: Plan) -> Path:
         """Named by time, variant and seed, never by the prompt."""

@@ -22,7 +22,7 @@ from modules.ltx.media import Encoding
 from modules.ltx.request import Request
 from modules.ltx.serve_request import in_words
 
-_LARGE = ("image", "files", "video", "text")
+_LARGE = ("image", "files", "video", "lines")
 _OPEN = ("Size", "Input media", "Stages")
 _NETWORK = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
 
@@ -125,6 +125,7 @@ def _component(gr: Any, one: ltx_ui.Shown) -> Any:
         "files": (gr.Files, {"interactive": True}),
         "video": (gr.Video, {"source": "upload", "height": 256}),
         "text": (gr.Textbox, {"value": one.value or "", "max_lines": 1}),
+        "lines": (gr.Textbox, {"value": one.value or "", "lines": 2}),
     }
     kind, given = kinds[control.kind]
     return kind(label=control.label, elem_id=f"ltx_{control.name}", visible=one.applies, **given)

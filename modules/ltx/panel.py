@@ -1,0 +1,203 @@
+"""Pictures in words and lines for a page: what a plan will do, what a job is doing, what it did.
+
+Plain HTML and SVG with the page's own colours; every text that comes from outside is escaped. Knows neither gradio nor
+hosts, and reads nothing from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from modules.ltx.cli_show import PHASES, extras, guidance_words
+from modules.ltx.plan import Plan, StagePlan
+from modules.ltx.recipe import memory_gb
+from modules.ltx.serve_request import in_words
+from modules.ltx.state import Refinement, State
+
+_WIDTH, _HEIGHT, _PAD = 640, 150, 26  # of the drawing
+STYLE = """<style>
+.ltx-panel table{border-collapse:collapse;width:100%;font-size:.9em}
+.ltx-panel th,.ltx-panel td{text-align:left;padding:.15em .6em .15em 0;border-bottom:1px solid rgba(128,128,128,.3)}
+.ltx-panel ul{margin:.4em 0;padding-left:1.2em}
+.ltx-panel svg{width:100%;height:auto;max-height:13em}
+.ltx-panel .bar{background:rgba(128,128,128,.3);border-radius:.3em;height:.6em;overflow:hidden}
+.ltx-panel .bar div{background:#2a9d8f;height:100%}
+.ltx-panel .wrong{border-left:.25em solid #c1432e;padding:.4em .8em}
+</style>"""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a plan panel says about the machine: GB to download (None: nobody knows), GB free on the disk of the videos,
+    seconds that it is likely to take (None: not learned yet)."""
+
+    download: float | None = 0.0
+    free: float | None = None
+    seconds: float | None = None
+
+
+def plan_html(plan: Plan, around: Around) -> str:
+    """What will be done, before it is."""
+    facts = [
+        f"{plan.evaluations} evaluations"
+        + (f", {plan.refiner_cost} % more than without the self-refiner" if plan.refiner else ""),
+        _needs(plan),
+        _download(around.download),
+        *([f"{around.free:.0f} GB free on the disk"] if around.free is not None else []),
+        *([f"about {duration(around.seconds)} on this machine"] if around.seconds is not None else []),
+    ]
+    rows = "".join(_row(stage) for stage in plan.stages)
+    heads = "".join(f"<th>{name}</th>" for name in ("stage", "size", "steps", "evaluations", "guidance", "with"))
+    notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in plan.notes[1:])
+    return _panel(
+        f"<p><b>{escape(in_words(plan.notes[0]))}</b></p><p>{escape('; '.join(facts))}</p>"
+        f"<table><tr>{heads}</tr>{rows}</table>{sigma_svg(plan)}<ul>{notes}</ul>"
+    )
+
+
+def error_html(sentence: str) -> str:
+    """Why it cannot be done."""
+    return _panel(f"<p class='wrong' role='alert'>{escape(in_words(sentence))}</p>")
+
+
+def _panel(inner: str) -> str:
+    return f"{STYLE}<div class='ltx-panel'>{inner}</div>"
+
+
+def _row(stage: StagePlan) -> str:
+    cells = (
+        stage.name,
+        f"{stage.width}x{stage.height}",
+        str(len(stage.sigmas)) if stage.sigmas else "-",
+        str(stage.evaluations),
+        guidance_words(stage),
+        extras(stage),
+    )
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _needs(plan: Plan) -> str:
+    need = memory_gb(plan.caps)
+    if need["weights"] < 0.1:
+        return "no memory to speak of"
+    return f"{need['weights']:g} GB of weights, {need['largest_part']:g} GB of them at once with offload"
+
+
+def _download(size: float | None) -> str:
+    if size is None:
+        return "the model must be downloaded first"
+    return f"{size:.0f} GB to download first" if size else "nothing to download"
+
+
+def sigma_svg(plan: Plan) -> str:
+    """Sigmas over the steps of the sampling stages; a refined step has a dot a pass, above each other."""
+    stages = [stage for stage in plan.stages if stage.sigmas]
+    count = sum(len(stage.sigmas) for stage in stages)
+    gap = (_WIDTH - 2 * _PAD) / max(count + len(stages) - 2, 1)
+    drawn, at = [], 0.0
+    for stage in stages:
+        points = [(_PAD + gap * (at + step), _y(sigma)) for step, sigma in enumerate(stage.sigmas)]
+        drawn.append(f"<polyline points='{' '.join(f'{x:.1f},{y:.1f}' for x, y in points)}'/>")
+        for (x, y), sigma, passes in zip(points, stage.sigmas, _passes(stage), strict=True):
+            title = f"{stage.name}: sigma {sigma:.4g}" + (f", {passes} passes" if passes > 1 else "")
+            for n in range(passes):
+                again = " class='again'" if n else ""
+                drawn.append(
+                    f"<circle cx='{x:.1f}' cy='{y - 9 * n:.1f}' r='3.5'{again}><title>{title}</title></circle>"
+                )
+        drawn.append(f"<text x='{points[0][0]:.1f}' y='{_HEIGHT - 4}'>{escape(stage.name)}</text>")
+        at += len(stage.sigmas) + 1
+    told = "; ".join(f"{stage.name}: {len(stage.sigmas)} steps, {stage.evaluations} evaluations" for stage in stages)
+    style = (
+        "<style>.ltx-sigmas polyline{fill:none;stroke:currentColor;stroke-opacity:.5}"
+        ".ltx-sigmas circle{fill:currentColor}.ltx-sigmas .again{fill:#e76f51}"
+        ".ltx-sigmas text{fill:currentColor;font-size:12px}</style>"
+    )
+    return (
+        f"<svg class='ltx-sigmas' viewBox='0 -30 {_WIDTH} {_HEIGHT + 30}' role='img' "
+        f"aria-label='Sigmas. {escape(told)}'>{style}{''.join(drawn)}</svg>"
+    )
+
+
+def _y(sigma: float) -> float:
+    return _PAD + (1 - sigma) * (_HEIGHT - 2 * _PAD)
+
+
+def _passes(stage: StagePlan) -> Sequence[int]:
+    return stage.passes or (1,) * len(stage.sigmas)
+
+
+def running_html(told: Mapping[str, Any], left: float | None) -> str:
+    """A job at work; `told` is its last event as JSON values."""
+    share = told["step"] / told["of"] if told.get("of") else 0.0
+    words = [PHASES.get(str(told.get("phase")), str(told.get("phase", "")))]
+    if told.get("of"):
+        words.append(f"{told['step']} of {told['of']}")
+    if told.get("runs", 1) > 1:
+        words.append(f"pass {told['run']} of {told['runs']}")
+    if told.get("planned"):
+        words.append(f"evaluation {told['evaluations']} of {told['planned']}")
+    if left is not None:
+        words.append(f"about {duration(left)} left")
+    message = f"<p>{escape(str(told['message']))}</p>" if told.get("message") else ""
+    bar = (
+        f"<div class='bar' role='progressbar' aria-valuemax='100' aria-valuenow='{round(100 * share)}'>"
+        f"<div style='width:{100 * share:.1f}%'></div></div>"
+    )
+    return _panel(f"<p>{escape(', '.join(words))}</p>{bar}{message}")
+
+
+def words_html(sentence: str) -> str:
+    """A sentence."""
+    return _panel(f"<p>{escape(in_words(sentence))}</p>")
+
+
+def result_html(state: State) -> str:
+    """What a job delivered: the file, its stages and times, what the self-refiner did, notes."""
+    media, plan = state.media, state.plan
+    if media is None:
+        return ""
+    total = sum(timing.seconds for timing in state.timings)
+    times = ", ".join(f"{PHASES[timing.phase]} {timing.seconds:.1f} s" for timing in state.timings)
+    sound = "with sound" if media.sample_rate else "without sound"
+    size = f"{media.width}x{media.height}, {media.frames} frames, {media.frames / media.fps:.2f} s, {sound}"
+    stages = "; ".join(
+        f"{stage.name} {stage.width}x{stage.height}, {stage.evaluations} evaluations" for stage in plan.stages
+    )
+    lines = [
+        f"<p><b>{escape(media.path.name)}</b>: {size}, seed {state.seed}</p>",
+        f"<p>{escape(plan.caps.label)}: {escape(stages)}</p><p>{total:.1f} s in all: {escape(times)}</p>",
+        *(_refined(done) for done in state.refined),
+    ]
+    notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in (*plan.notes[1:], *state.notes))
+    return _panel("".join(lines) + (f"<ul>{notes}</ul>" if notes else ""))
+
+
+def _refined(done: Refinement) -> str:
+    """The self-refiner's report of a stage as a table."""
+    names = list(dict.fromkeys(key for row in done.rows for key in row))
+    heads = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(_number(row.get(name)))}</td>" for name in names) + "</tr>" for row in done.rows
+    )
+    return (
+        f"<details><summary>self-refiner, {escape(done.stage)}</summary><table><tr>{heads}</tr>{rows}</table></details>"
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(_number, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
