@@ -134,12 +134,15 @@ def first_module(*names: str) -> Any:
     )
 
 
-def dependencies(root: Path, extra: str = "") -> list[str]:
-    """The requirement lines of [project] dependencies, with those of one optional group."""
+def dependencies(root: Path, extra: str = "", *, page: bool = True) -> list[str]:
+    """The requirement lines of [project] dependencies, with those of one optional group and, unless a host has its own
+    page, those of ours."""
     toml = first_module("tomllib", "pip._vendor.tomli")
     try:
         table = toml.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return [*table["dependencies"], *(table["optional-dependencies"][extra] if extra else ())]
+        groups = table.get("optional-dependencies", {})
+        own = groups.get("page", ()) if page else ()
+        return [*table["dependencies"], *own, *(groups[extra] if extra else ())]
     except (OSError, ValueError, KeyError) as error:
         raise SetupError(
             f"pyproject.toml in {root} could not be read ({error}): get a complete copy of this project."
@@ -316,7 +319,7 @@ def run_host(project: Project, here: Distributions) -> int:
     # repair or refuse. Without it, only what is named is touched, and that is not there yet.
     pip = [sys.executable, "-m", "pip", "install", "--no-input", "--no-deps", "-c", "constraints.txt"]
     tried: set[str] = set()
-    found = survey(dependencies(project.root), here)
+    found = survey(dependencies(project.root, page=False), here)
     while found.missing and "torch" not in found.protected:  # without torch it is not a host's Python
         say(f"LTX video: installing {', '.join(found.missing)}")
         in_vain = found.missing.keys() <= tried
@@ -324,7 +327,7 @@ def run_host(project: Project, here: Distributions) -> int:
         if in_vain or project.run(*pip, *found.missing.values()) != 0:
             say("LTX video: pip could not install that, see its own message; nothing else was changed")
             return FAILED
-        found = survey(dependencies(project.root), here)  # what was added may need more
+        found = survey(dependencies(project.root, page=False), here)  # what was added may need more
     if not tried and not found.protected:
         say("LTX video: nothing to install")
     return report(found)
