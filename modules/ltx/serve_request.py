@@ -33,7 +33,18 @@ _PHRASES = (
     ("(--negative replaces it)", "(yours replaces it)"),
 )
 _CALLED = {"refine": "two stages"}  # other flags are called what they are, without their dashes
-_NAMES = sorted((*(o.flag[2:] for o in OPTIONS), "image", "last-image", "condition-strength"), key=len, reverse=True)
+_FILES = (
+    "image",
+    "last-image",
+    "image-at",
+    "gallery",
+    "condition-strength",
+    "prefix",
+    "prefix-frames",
+    "prefix-skip",
+    "lora",
+)
+_NAMES = sorted((*(o.flag[2:] for o in OPTIONS), *_FILES), key=len, reverse=True)
 _FLAG = re.compile(rf"--({'|'.join(_NAMES)})(?![\w-])")
 
 

@@ -28,7 +28,11 @@ _LARGE = ("image", "files", "video", "lines")
 _BEAT = 0.25  # seconds between two looks at a running job
 # Fonts of the machine alone: the page loads nothing from elsewhere.
 _FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-CSS = ".ltx-about{opacity:.85} footer{display:none !important}"
+CSS = """
+.ltx-about {opacity: .85; padding: 0 .6em}
+.ltx-panel table, .ltx-panel th, .ltx-panel td {border: none}
+footer {display: none !important}
+"""
 _KEYS = """() => document.addEventListener('keydown', (event) => {
     const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
@@ -74,10 +78,11 @@ class Page:
         )
         self.negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="ltx_negative")
         with gr.Row():
-            self.generate = gr.Button("Generate", variant="primary", elem_id="ltx_generate")
-            self.both = gr.Button("Self-refiner off and on", elem_id="ltx_both")
-            self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="ltx_cancel")
-            self.pause = gr.Button("Pause", interactive=False, elem_id="ltx_pause")
+            small: dict[str, Any] = {"min_width": 90, "size": "md"}
+            self.generate = gr.Button("Generate", variant="primary", elem_id="ltx_generate", **small)
+            self.both = gr.Button("Compare", elem_id="ltx_both", **small)
+            self.pause = gr.Button("Pause", interactive=False, elem_id="ltx_pause", **small)
+            self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="ltx_cancel", **small)
         visible = ltx_ui.sections(caps)
         for section in ltx_ui.SECTIONS:
             with gr.Accordion(section, open=section in _OPEN, visible=visible[section]) as group:
@@ -216,14 +221,14 @@ class Page:
         yield from self._followed(job)
 
     def _resumed(self) -> Iterator[list[Any]]:
-        """A page that was opened anew finds the job that is running, or the last one."""
+        """A page that was opened anew finds the job that is running, or behind its plan the last one."""
         job = self.desk.jobs.last
         if job is None:
             yield self._shown()
             return
-        yield from self._followed(job)
+        yield from self._followed(job, tab="video" if job.running else None)
 
-    def _followed(self, job: Job) -> Iterator[list[Any]]:
+    def _followed(self, job: Job, tab: str | None = "video") -> Iterator[list[Any]]:
         seen: Any = None
         while job.running and not self.desk.jobs.closing:
             picture = gr.skip()
@@ -242,7 +247,7 @@ class Page:
             other=gr.update(value=second, visible=second is not None),
             maps=gr.update(value=maps, visible=bool(maps)),
             done=self.desk.ended(job),
-            tab="video",
+            tab=tab,
             job=job.id,
             made=str(media[-1].path) if media else "",
         )
@@ -331,5 +336,6 @@ def component(one: ltx_ui.Shown) -> Any:
     kind, given = kinds[control.kind]
     label = control.label.removeprefix("LTX ")
     label = label[0].upper() + label[1:]
-    info = {} if control.kind in ("image", "files", "video") else {"info": control.help}
-    return kind(label=label, value=one.value, visible=one.applies, elem_id=f"ltx_{control.name}", **info, **given)
+    if control.kind not in ("image", "files", "video"):
+        given |= {"info": control.help, "min_width": 200}
+    return kind(label=label, value=one.value, visible=one.applies, elem_id=f"ltx_{control.name}", **given)
