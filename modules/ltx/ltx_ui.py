@@ -151,7 +151,8 @@ def presets(caps: Caps) -> dict[str, tuple[int, int]]:
     made = {f"{caps.default_width}x{caps.default_height} (its own)": (caps.default_width, caps.default_height)}
     for wide, high in _SHAPES:
         width, height = (round((pixels * ratio) ** 0.5 / step) * step for ratio in (wide / high, high / wide))
-        made[f"{wide}:{high}, {width}x{height}"] = width, height
+        if (width, height) not in made.values():
+            made[f"{wide}:{high}, {width}x{height}"] = width, height
     return made
 
 
