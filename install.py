@@ -19,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -135,8 +136,7 @@ def first_module(*names: str) -> Any:
 
 
 def dependencies(root: Path, extra: str = "", *, page: bool = True) -> list[str]:
-    """The requirement lines of [project] dependencies, with those of one optional group and, unless a host has its own
-    page, those of ours."""
+    """The requirement lines of the project, of its page (a host has its own) and of one optional group."""
     toml = first_module("tomllib", "pip._vendor.tomli")
     try:
         table = toml.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -234,14 +234,22 @@ def run_ltx(project: Project, *arguments: str) -> int:
 def run_demo(project: Project, prompt: str, seed: int | None) -> int:
     setup(project)
     say(HINTS.format(launcher=launcher(), python=project.python.relative_to(project.root)))
-    arguments = ["generate", "--model", "nano", "--refine", f"--prompt={prompt}"]
-    arguments += [] if seed is None else [f"--seed={seed}"]
-    return run_ltx(project, *arguments)
+    chosen = [] if seed is None else [f"--seed={seed}"]
+    return run_ltx(project, "generate", "--model", "nano", "--refine", f"--prompt={prompt}", *chosen)
+
+
+def ensure_browser(project: Project) -> None:
+    """A Chromium for the tests of the page, where apt has one and may be asked; without one they are skipped."""
+    may = shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0
+    if may and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        say("== apt-get install chromium")
+        project.run("sh", "-c", "apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium")
 
 
 def run_tests(project: Project, pytest_arguments: Sequence[str]) -> int:
     """Every step runs, whatever the others said; the verdict is the last line."""
     setup(project, "test")
+    ensure_browser(project)
     failed = []
     for step in TEST_STEPS:
         command = [*step, *(pytest_arguments if step[0] == "pytest" else ())]
