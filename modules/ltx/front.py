@@ -30,6 +30,12 @@ def settle(request: Request, host: Host) -> Plan:
     return settled
 
 
+def sketch(request: Request, host: Host) -> Plan:
+    """The plan of a request, without a look at its files: what a form shows while it is filled in."""
+    caps, notes = resolve(request, host)
+    return plan(request, caps, notes, host.denoise_callback())
+
+
 def resolve(request: Request, host: Host) -> tuple[Caps, tuple[str, ...]]:
     """The row of the request's model, with what this machine lacks, and notes on how it was found."""
     mode = mode_of(request)

@@ -6,7 +6,7 @@ hosts, and reads nothing from disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -39,15 +39,13 @@ class Around:
     seconds: float | None = None
 
 
-def plan_html(plan: Plan, around: Around) -> str:
-    """What will be done, before it is."""
+def plan_html(plan: Plan, around: Around | None = None) -> str:
+    """What will be done, before it is; `around`: what is known of the machine."""
     facts = [
         f"{plan.evaluations} evaluations"
         + (f", {plan.refiner_cost} % more than without the self-refiner" if plan.refiner else ""),
         _needs(plan),
-        _download(around.download),
-        *([f"{around.free:.0f} GB free on the disk"] if around.free is not None else []),
-        *([f"about {duration(around.seconds)} on this machine"] if around.seconds is not None else []),
+        *(_surroundings(around) if around is not None else ()),
     ]
     rows = "".join(_row(stage) for stage in plan.stages)
     heads = "".join(f"<th>{name}</th>" for name in ("stage", "size", "steps", "evaluations", "guidance", "with"))
@@ -84,6 +82,14 @@ def _needs(plan: Plan) -> str:
     if need["weights"] < 0.1:
         return "no memory to speak of"
     return f"{need['weights']:g} GB of weights, {need['largest_part']:g} GB of them at once with offload"
+
+
+def _surroundings(around: Around) -> Iterator[str]:
+    yield _download(around.download)
+    if around.free is not None:
+        yield f"{around.free:.0f} GB free on the disk"
+    if around.seconds is not None:
+        yield f"about {duration(around.seconds)} on this machine"
 
 
 def _download(size: float | None) -> str:

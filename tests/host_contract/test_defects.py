@@ -264,3 +264,19 @@ def test_the_settings_act(sdnext: SDNext) -> None:
     finally:
         opts.data.clear()
         opts.data.update(before)
+
+
+def test_the_tab_shows_a_plan_of_what_is_in_it(sdnext: SDNext) -> None:
+    from modules.ltx import ltx_ui
+    from modules.ltx.hosts import sdnext_tab
+
+    def planned(model: str, **moved: object) -> str:
+        controls = [moved.get(control.name) for control in ltx_ui.CONTROLS]
+        output = [24, 0, "libx264", "mp4", "crf:16", True, False, False, True]
+        return sdnext_tab.planned(model, "a red ball", "", [], *output, *controls)
+
+    model = "LTX-Nano 2.3 T2V Distilled"
+    assert "11 evaluations" in planned(model, refine=True)
+    assert planned(model, self_refine="p1", self_refine_plan="2-6:2").count("class='again'") == 5
+    assert "role='alert'" in planned(model, self_refine="p1", self_refine_plan="2-x")
+    assert "no model is selected" in planned("─── Base ───")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modules.ltx import front, ltx_ui
+from modules.ltx import front, ltx_ui, panel
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 from modules.ltx.hosts import sdnext_settings
 from modules.ltx.hosts.sdnext import ENGINE, SDNextHost, resident, ui
@@ -70,6 +70,7 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
         with gr.Column(elem_id="ltx-output-column", scale=2):
             video = gr.Video(label="Output", show_label=False, elem_id="ltx_output_video", height=512)
             text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
+            plan = gr.HTML("", elem_id="ltx_plan", show_label=False)
 
     def change(name: str) -> list[Any]:
         row = caps_of(name or "")
@@ -79,12 +80,20 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
         updates = [gr.update(value=_about(row)), *(gr.update(visible=seen[section]) for section in groups)]
         return updates + [gr.update(visible=one.applies, value=one.value) for one in _shown(row)]
 
-    model.change(fn=change, inputs=[model], outputs=[told, *groups.values(), *made.values()], show_progress="hidden")
+    asked = [model, prompt, negative, styles, *output, *made.values()]
+    plans: dict[str, Any] = {"fn": planned, "inputs": asked, "outputs": [plan], "show_progress": "hidden"}
+    changed = model.change(
+        fn=change, inputs=[model], outputs=[told, *groups.values(), *made.values()], show_progress="hidden"
+    )
+    changed.then(**plans)
+    for one in (prompt, output[0], *made.values()):
+        # A change of model changes every control, but nobody put anything into them.
+        (one.input if hasattr(one, "input") else one.change)(queue=False, **plans)
     task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
     generate.click(
         fn=run,
         _js="submit_ltx",
-        inputs=[task, state, model, prompt, negative, styles, *output, *made.values()],
+        inputs=[task, state, *asked],
         outputs=[video, text],
         show_progress="hidden",
     )
@@ -137,6 +146,15 @@ def _about(caps: Caps) -> str:
     takes = "any images and a video" if caps.supports_multi_condition else "a first image" if caps.is_i2v else "text"
     needs = "" if caps.source.startswith("nano:") else f", about {caps.transformer_gb + caps.text_encoder_gb:.0f} GB"
     return html.escape(f"LTX {caps.generation} {what}: from {takes}{needs}")
+
+
+def planned(model: str, *values: Any) -> str:
+    """What would be made, or why it cannot be."""
+    try:
+        request, _ = _asked(model, values, Output(*values[4:12]), None)
+        return panel.plan_html(front.sketch(request, SDNextHost()))
+    except LTXError as error:
+        return panel.error_html(str(error))
 
 
 @dataclass(frozen=True)
@@ -196,7 +214,7 @@ def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str 
         yield str(state.media.path), html.escape(told)
 
 
-def _asked(model: str, values: Sequence[Any], output: Output, folder: Path) -> tuple[Request, Encoding]:
+def _asked(model: str, values: Sequence[Any], output: Output, folder: Path | None) -> tuple[Request, Encoding]:
     """The request of the tab's values; pictures that have no file get one in `folder`."""
     caps = caps_of(model or "")
     if caps is None:
@@ -239,15 +257,16 @@ def _file_of(name: str) -> str:
     return str(known[name].filename)
 
 
-def _paths(folder: Path) -> Any:
-    """The file of a media value: a PIL image is saved, an upload has a path or a `.name`."""
+def _paths(folder: Path | None) -> Any:
+    """The file of a media value: a PIL image is saved, where there is a folder; an upload has a path or a `.name`."""
 
     def path(name: str, value: Any) -> str | None:
         if value is None or value == "":
             return None
         if hasattr(value, "save"):
-            file = folder / f"{name}.png"
-            value.save(file)
+            file = Path(folder or "") / f"{name}.png"
+            if folder is not None:
+                value.save(file)
             return str(file)
         return str(getattr(value, "name", value))
 

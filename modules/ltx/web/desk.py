@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx import ltx_ui, pace, panel
-from modules.ltx.compare import both
 from modules.ltx.errors import LTXError, RequestError
 from modules.ltx.front import request_of_file, settle, variants
 from modules.ltx.ltx_capabilities import Caps
@@ -121,6 +120,8 @@ class Desk:
 
     def start_both(self, form: Form) -> Job:
         """The same seed with the self-refiner off and on, one behind the other."""
+        from modules.ltx.compare import both  # torch: seconds
+
         return self.jobs.start(*both(self.request(form), self.jobs.host))
 
     def running(self, job: Job) -> str:

@@ -1,0 +1,56 @@
+"""`python -m bench.page_handlers`: what the web app's events cost before anything is loaded, in milliseconds.
+
+A change of model (goal 5 ms) and the plan panel (goal 50 ms), over every variant, medians and worst; as JSON last.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from modules.ltx import ltx_ui
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+from modules.ltx.serve_jobs import Jobs
+from modules.ltx.web.desk import Desk, Form
+from modules.ltx.web.page import Page
+
+REPEATS = 20
+
+
+def measured(call: Callable[[str], object], names: list[str]) -> dict[str, float]:
+    times = []
+    for name in names:
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            call(name)
+            times.append((time.perf_counter() - began) * 1000)
+    return {"median_ms": round(statistics.median(times), 2), "worst_ms": round(max(times), 2)}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(Path(folder), device="cpu", offline=True)
+        desk = Desk(Jobs(lambda on_event: EmbeddedHost(settings, on_event)), Path(folder), Path(folder))
+        page = Page(desk)
+
+        def plan(name: str) -> object:
+            caps = desk.rows[name]
+            values = {one.control.name: one.value for one in ltx_ui.shown(caps)} | {"self_refine": "p1"}
+            return desk.planned(Form(name, "a red ball", "", caps.default_fps, values))
+
+        names = list(desk.rows)
+        told = {"change of model": measured(page._changed, names), "plan panel": measured(plan, names)}
+    assert "torch" not in sys.modules, "the events loaded torch"
+    for name, figures in told.items():
+        print(f"{name}: median {figures['median_ms']} ms, worst {figures['worst_ms']} ms")
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
