@@ -229,25 +229,6 @@ def test_serve_passes_everything_on(root: Path) -> None:
     assert recorder.commands[-1][2:] == ["modules.ltx", "serve", "--port", "7861", "-h"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="apt")
-@pytest.mark.parametrize(("there", "asked"), [("chromium", 0), ("google-chrome", 0), ("apt-get", 1), ("nothing", 0)])
-def test_a_browser_is_installed_where_apt_may_be_asked(
-    root: Path, monkeypatch: pytest.MonkeyPatch, there: str, asked: int
-) -> None:
-    have = {"apt-get", there} if there != "nothing" else set()
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in have else None)
-    for user, times in ((0, asked), (1000, 0)):
-        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
-        started: list[Sequence[str]] = []
-
-        def note(command: Sequence[str], _: Path, started: list[Sequence[str]] = started) -> int:
-            started.append(command)
-            return 0
-
-        install.ensure_browser(install.Project(root, note))
-        assert len(started) == times
-
-
 def test_every_check_runs_and_the_verdict_is_last(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
