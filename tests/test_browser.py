@@ -200,8 +200,9 @@ def test_off_and_on_are_seen_beside_one_another_and_a_file_restores_its_settings
     page.wait_for_function("document.querySelector('#ltx_self_refine input').value === 'p2'")
 
 
-def test_it_fits_a_phone(page: Any, address: str) -> None:
-    page.set_viewport_size({"width": 390, "height": 800})
+def test_it_fits_a_phone(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
     opened(page, address)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.is_visible("#ltx_generate")
+    page.close()

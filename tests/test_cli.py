@@ -169,8 +169,13 @@ def test_an_empty_prompt_and_a_huge_one_are_allowed_with_a_note(ltx: Any) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["loading the model", "stage 1", "stage 2"])
+@pytest.mark.parametrize(
+    ("phase", "kind"),
+    [
+        *((phase, signal.SIGINT) for phase in ("loading the model", "stage 1", "stage 2")),
+        ("stage 1", signal.SIGTERM),
+    ],
+)
 def test_ctrl_c_in_any_phase_leaves_nothing_behind(
     environment: dict[str, str], tmp_path: Path, kind: signal.Signals, phase: str
 ) -> None:

@@ -329,7 +329,7 @@ def test_a_long_video_is_never_held_as_float(cache: Path, tmp_path: Path) -> Non
     root = Path(__file__).resolve().parent.parent
     # Large blocks of their own, given back as soon as they are freed: without it a peak varies by 60 MB, by what malloc
     # keeps for later.
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     peaks = []
     for frames in (25, 241):
         command = [sys.executable, "-c", PEAK, str(frames), str(tmp_path), str(cache)]

@@ -95,9 +95,7 @@ def test_whatever_is_raised_wherever_all_is_given_back(under_test: Under, pictur
         lambda: RuntimeError("broken"),
         lambda: ValueError("odd"),
     ]
-    # Every second of them on the host that is fast, the odd ones of one model and the even ones of the other.
-    first, step = (1 + (model == "nano-0.9-condition"), 2) if under_test.name == "embedded" else (1, 3)
-    for number, at in enumerate(range(first, polls + 1, step)):
+    for number, at in enumerate(range(1 + (model == "nano-0.9-condition"), polls + 1, 3)):
         error = kinds[number % len(kinds)]()
         host = under_test.host()
         host.arm(at, error)
