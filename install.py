@@ -242,8 +242,8 @@ def ensure_browser(project: Project) -> None:
     """A Chromium for the tests of the page, where apt has one and may be asked; without one they are skipped."""
     may = shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0
     if may and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
-        say("== apt-get install chromium")
-        project.run("sh", "-c", "apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium")
+        apt = "apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=10"
+        project.run("sh", "-c", f"{apt} update; {apt} install -y --no-install-recommends chromium")
 
 
 def run_tests(project: Project, pytest_arguments: Sequence[str]) -> int:
