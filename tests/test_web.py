@@ -96,6 +96,9 @@ def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     media = job.states[0].media
     assert media is not None
     told = desk.ended(job)
+    learned = pace.read(desk.outputs / "learned")
+    assert desk.ended(job) == told  # a page opened anew
+    assert pace.read(desk.outputs / "learned") == learned
     assert media.path.name in told
     assert "stage 1" in told
     assert job.preview is not None

@@ -44,6 +44,7 @@ class Desk:
 
     def __init__(self, jobs: Jobs, outputs: Path, learned: Path) -> None:
         self.jobs, self.outputs, self._learned = jobs, outputs, learned
+        self._timed: set[str] = set()  # jobs whose times are learned: a page that is opened anew shows them again
         self.rows = {caps.id: caps for caps in variants(jobs.host)}
 
     def models(self) -> list[tuple[str, str]]:
@@ -141,11 +142,16 @@ class Desk:
             return panel.words_html(str(last["message"]))
         if last["state"] != "done":
             return panel.error_html(str(last["message"]))
+        if job.id not in self._timed:
+            self._timed.add(job.id)
+            self._learn(job)
+        return "".join(panel.result_html(state) for state in job.states)
+
+    def _learn(self, job: Job) -> None:
         known = pace.read(self._learned)
         for state in job.states:
             known = known.after(state.plan, self._device, state.timings)
         pace.write(self._learned, known)
-        return "".join(panel.result_html(state) for state in job.states)
 
     def restored(self, path: Path) -> tuple[Form, Caps]:
         """The form that made an mp4 of ours. Raises RequestError for any other file."""
