@@ -5,7 +5,8 @@ Which variants have a control, and with what default, is read from the variant's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,14 @@ __all__ = [
     "Asked",
     "Control",
     "Shown",
+    "blocks",
     "presets",
     "request_values",
     "sections",
     "shown",
     "values_of",
 ]
+_LARGE = ("image", "files", "video", "lines")
 _SHAPES = ((16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (21, 9))
 
 
@@ -46,6 +49,12 @@ def shown(caps: Caps) -> tuple[Shown, ...]:
         Shown(c, c.applies(caps), c.default(caps), "" if c.applies(caps) else f"{caps.label} does not have it")
         for c in CONTROLS
     )
+
+
+def blocks(several: Iterable[Shown]) -> Iterator[tuple[bool, list[Shown]]]:
+    """Controls in their order, as a page lays them out: large ones (True) below one another, small ones in a row."""
+    for large, ones in itertools.groupby(several, lambda one: one.control.kind in _LARGE):
+        yield large, list(ones)
 
 
 def sections(caps: Caps) -> dict[str, bool]:

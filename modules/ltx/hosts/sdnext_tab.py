@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from modules.ltx.media import Encoding
 from modules.ltx.request import Request
 from modules.ltx.serve_request import in_words
 
-_LARGE = ("image", "files", "video", "lines")
 _OPEN = ("Size", "Input media", "Stages")
 _NETWORK = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
 
@@ -116,7 +114,7 @@ def default_row(rows: Sequence[str]) -> str:
 
 def _fill(gr: Any, several: Sequence[ltx_ui.Shown], made: dict[str, Any]) -> None:
     """Controls in their order: small ones beside one another, pictures and videos below one another."""
-    for large, ones in itertools.groupby(several, lambda one: one.control.kind in _LARGE):
+    for large, ones in ltx_ui.blocks(several):
         with nullcontext() if large else gr.Row():
             for one in ones:
                 made[one.control.name] = _component(gr, one)

@@ -5,7 +5,6 @@ Decides nothing: every event hands the page's values to `desk.py` and shows what
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,6 @@ from modules.ltx.serve_request import in_words
 from modules.ltx.web.desk import Desk, Form
 
 _OPEN = ("Size", "Input media", "Stages", "Self-refiner")
-_LARGE = ("image", "files", "video", "lines")
 _BEAT = 0.25  # seconds between two looks at a running job
 # Fonts of the machine alone: the page loads nothing from elsewhere.
 _FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
@@ -102,7 +100,7 @@ class Page:
 
     def _fill(self, several: Sequence[ltx_ui.Shown]) -> None:
         """Controls in their order: small ones beside one another, large ones below one another."""
-        for large, ones in itertools.groupby(several, lambda one: one.control.kind in _LARGE):
+        for large, ones in ltx_ui.blocks(several):
             with nullcontext() if large else gr.Row():
                 for one in ones:
                     self.controls[one.control.name] = component(one)
