@@ -124,7 +124,13 @@ def test_a_video_is_made_played_and_asked_again(page: Any, outputs: Path) -> Non
     page.click("#ltx_again")
     page.wait_for_function(f"document.querySelector('#ltx_prompt textarea').value === {PROMPT!r}")
     page.click("button[role=tab]:has-text('Earlier videos')")
-    page.wait_for_selector("#ltx_gallery video, #ltx_gallery img")
+    page.click("#ltx_gallery button:has(video), #ltx_gallery button:has(img)")
+    page.wait_for_selector("#ltx_chosen >> text=seed")
+    page.fill("#ltx_prompt textarea", "something else")
+    page.click("#ltx_use:not([disabled])")
+    page.wait_for_function(f"document.querySelector('#ltx_prompt textarea').value === {PROMPT!r}")
+    page.click("#ltx_folder")
+    page.wait_for_selector(f"#ltx_chosen >> text={outputs.name}")
 
 
 def test_the_plan_follows_what_one_types(page: Any) -> None:
@@ -151,6 +157,12 @@ def test_another_model_brings_its_controls_and_wants_its_image(page: Any, pictur
     page.click("#ltx_generate")
     page.wait_for_selector("#ltx_state >> text=add an image")
     assert len(list(outputs.glob("*.mp4"))) == before
+    page.click("button[role=tab]:has-text('Before you run')")
+    page.click("#ltx_help >> text=from text alone")  # what the error advises
+    page.wait_for_selector("#ltx_first_image", state="hidden")
+    page.wait_for_selector("#ltx_plan >> text=you get")
+    assert not page.is_visible("#ltx_help")
+    choose(page, "model", "LTX-Nano 2.3 I2V Distilled")
     page.set_input_files("#ltx_first_image input[type=file]", str(picture))
     page.wait_for_selector("#ltx_first_image img")
     page.click("#ltx_generate")
@@ -192,12 +204,26 @@ def test_off_and_on_are_seen_beside_one_another_and_a_file_restores_its_settings
     page.wait_for_selector("#ltx_state >> text=video 2 of 2")
     done(page)
     page.wait_for_selector("#ltx_other video")
+    assert_in_step(page)
     newest = max(outputs.glob("*.mp4"), key=lambda path: path.stat().st_mtime)
     choose(page, "self_refine", "off")
     page.click("button[role=tab]:has-text('Settings of a file')")
     page.set_input_files("#ltx_restore input[type=file]", str(newest))
     page.wait_for_selector("#ltx_told >> text=are in the form now")
     page.wait_for_function("document.querySelector('#ltx_self_refine input').value === 'p2'")
+
+
+def assert_in_step(page: Any) -> None:
+    """What is done to one of two players the other does too."""
+    both = "['ltx_video', 'ltx_other'].map((id) => document.querySelector(`#${id} video`))"
+    page.wait_for_function(f"{both}.every((one) => one.readyState >= 2 && !one.paused)")
+    for one, other in ((0, 1), (1, 0)):
+        page.evaluate(f"{both}[{one}].pause()")
+        page.wait_for_function(f"{both}[{other}].paused")
+        page.evaluate(f"{both}[{one}].currentTime = 0.5")
+        page.wait_for_function(f"Math.abs({both}[{other}].currentTime - 0.5) < 0.05")
+        page.evaluate(f"{both}[{one}].play()")
+        page.wait_for_function(f"!{both}[{other}].paused")
 
 
 def test_it_fits_a_phone(browser: Any, address: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -269,6 +271,20 @@ def test_what_this_machine_lacks_is_said_where_it_matters(host: EmbeddedHost) ->
         with pytest.raises(RequestError, match=reason):
             settle(Request.parse({"model": model}), older)
     assert settle(Request.parse({"model": "2.3-dev-t2v"}), older).caps.unavailable == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the most that a process held")
+def test_the_most_memory_is_that_since_it_was_last_asked() -> None:
+    machine.peak_memory("cpu")
+    before = machine.peak_memory("cpu")
+    held = np.ones(100_000_000, np.uint8)
+    del held
+    with_it, after = machine.peak_memory("cpu"), machine.peak_memory("cpu")
+    assert before is not None
+    assert with_it is not None
+    assert after is not None
+    assert with_it - before > 90_000_000
+    assert with_it - after > 90_000_000
 
 
 def test_versions_are_recorded(host: EmbeddedHost) -> None:

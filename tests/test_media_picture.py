@@ -53,6 +53,23 @@ def test_what_is_said_is_what_was_written(tmp_path: Path) -> None:
     assert frames[0].pts == 0
 
 
+@pytest.mark.parametrize(("codec", "tag", "crf"), [("h264", "avc1", 4), ("hevc", "hvc1", 8), ("av1", "av01", 8)])
+def test_every_codec_writes_the_same_file_twice_and_the_frames_come_back(
+    tmp_path: Path, codec: str, tag: str, crf: int
+) -> None:
+    for name in ("one.mp4", "two.mp4"):
+        encoding = Encoding(codec=codec, crf=crf, thumbnail=False)
+        write(tmp_path / name, moving(17, size=(96, 64)), sound=tone(0.5, 16000), encoding=encoding)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+    sent = np.concatenate(list(moving(17, size=(96, 64)))).astype(int)
+    got = np.stack([rgb(frame) for frame in decoded_frames(tmp_path / "one.mp4")])
+    off = [np.abs(got[5] - frame).mean() for frame in sent]
+    assert off[5] < min(off[2], off[8], 3)
+    with av.open(str(tmp_path / "one.mp4")) as file:
+        context = file.streams.video[0].codec_context
+        assert (context.codec_tag, context.colorspace, context.color_range) == (tag, 1, 1)
+
+
 def test_frames_come_back_in_order_and_alike(tmp_path: Path) -> None:
     write(tmp_path / "clip.mp4", moving(30, chunk=7), encoding=Encoding(crf=4, thumbnail=False))
     sent = np.concatenate(list(moving(30))).astype(int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -68,8 +69,9 @@ UI = {
 }
 
 
-def in_ui(folder: Path, code: str, **changed: str) -> Any:
-    """The JSON that `code` prints in a process of such a UI; `changed` files have other text."""
+def in_ui(folder: Path, code: str, packages: str = "", **changed: str) -> Any:
+    """The JSON that `code` prints in a process of such a UI; `changed` files have other text, a folder of `packages`
+    stands before those of this Python."""
     for name, text in {
         **UI,
         "__init__.py": "",
@@ -95,7 +97,8 @@ def in_ui(folder: Path, code: str, **changed: str) -> Any:
             return module
     """
     script = textwrap.dedent(setup) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-c", script], os.environ | ({"PYTHONPATH": packages} if packages else {})
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

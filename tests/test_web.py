@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modules.ltx import ltx_ui, pace, panel
+from modules.ltx import advice, ltx_ui, pace, panel
 from modules.ltx.errors import RequestError
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.ltx_capabilities import all_caps, caps_for
+from modules.ltx.media import Encoding
 from modules.ltx.plan import Plan, plan
 from modules.ltx.request import Request
 from modules.ltx.serve_jobs import Job, Jobs
@@ -53,8 +55,9 @@ def ended(desk: Desk, job: Job) -> Job:
 
 
 def test_the_plan_panel_shows_stages_passes_and_cost(desk: Desk) -> None:
-    shown, wrong = desk.planned(form(width=128, height=128, refine=True, **REFINED))
-    assert wrong == ""
+    told = desk.planned(form(width=128, height=128, refine=True, **REFINED))
+    shown = told.html
+    assert (told.wrong, told.advice) == ("", None)
     assert shown.count("<circle") == 13 + 7
     assert "20 evaluations" in shown
     assert "% more than without the self-refiner" in shown
@@ -74,18 +77,57 @@ def test_the_plan_panel_shows_stages_passes_and_cost(desk: Desk) -> None:
 def test_what_cannot_be_done_is_said_in_place_of_the_plan(
     desk: Desk, moved: dict[str, Any], sentence: str, at_the_field: bool
 ) -> None:
-    shown, wrong = desk.planned(form(**moved))
+    told = desk.planned(form(**moved))
+    shown = told.html
     assert "role='alert'" in shown
     assert sentence in shown
     assert "--" not in shown.split("</style>")[-1]
-    assert bool(wrong) == at_the_field
+    assert bool(told.wrong) == at_the_field
     with pytest.raises(RequestError):
         desk.start(form(**moved))
     assert desk.jobs.running is None
 
 
-def test_an_image_variant_without_an_image_starts_nothing(desk: Desk) -> None:
-    assert "add an image" in desk.planned(form("nano-2.3-distilled-i2v"))[0]
+def test_an_image_variant_without_an_image_starts_nothing_and_offers_to_do_without(desk: Desk) -> None:
+    asked = form("nano-2.3-distilled-i2v", steps=4, width=96)
+    told = desk.planned(asked)
+    assert "add an image" in told.html
+    assert told.advice is not None
+    again, caps = desk.advised(asked, told.advice)
+    assert (again.model, caps.mode, again.values["width"]) == ("nano-2.3-distilled-t2v", "T2V", 96)
+    assert desk.planned(again).advice is None
+    assert "you get 96x" in desk.planned(again).html
+
+
+def test_a_model_that_cannot_be_had_offers_nano_with_its_own_recipe(desk: Desk) -> None:
+    asked = form("2.3-dev-t2v", width=768, height=512, frames=121, steps=30)
+    given = advice.nano(caps_for("2.3-dev-t2v")[0], all_caps())
+    assert given is not None
+    again, caps = desk.advised(asked, given)
+    own = {one.control.name: one.value for one in ltx_ui.shown(caps)}
+    assert caps.id == "nano-2.3-dev-t2v"
+    assert {name: again.values[name] for name in own} == own | {"seed": 1, "refine": False}
+    assert again.prompt == asked.prompt
+
+
+def test_the_file_is_written_as_the_page_says(desk: Desk) -> None:
+    plain = form()
+    assert desk.encoding(plain) == Encoding()
+    assert desk.encoding(
+        replace(plain, output={"codec": "av1", "crf": 30, "png_frames": True, "thumbnail": False})
+    ) == (Encoding(codec="av1", crf=30, png_frames=True, thumbnail=False))
+    assert desk.encoding(replace(plain, output={"codec": "hevc", "crf": -1.0})).crf is None
+    with pytest.raises(RequestError, match="crf"):
+        desk.encoding(replace(plain, output={"crf": 99}))
+    wanted = {one.control.name: one.value for one in ltx_ui.outputs(caps_for("nano")[0])}
+    assert desk.encoding(replace(plain, output=wanted)) == Encoding()
+
+
+def test_styles_reach_the_request(tmp_path: Path, desk: Desk) -> None:
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nfilm,on film,video\n", encoding="utf-8")
+    styled = Desk(desk.jobs, desk.outputs, tmp_path, tmp_path / "styles.csv")
+    request = styled.request(replace(form("nano-2.3-dev-t2v"), styles=("film",)))
+    assert (request.prompt, request.negative) == ("a small red ball, on film", "video")
 
 
 def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
@@ -106,8 +148,13 @@ def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     again, caps = desk.restored(media.path)
     assert caps.id == asked.model
     assert desk.request(again) == desk.request(asked)
+    settings = desk.settings(media.path)
+    for words in ("<th>steps</th><td>3</td>", "a small red ball", "<th>width</th>"):
+        assert words in settings
+    assert str(media.path.parent) not in settings
+    assert "GB of memory at most" in told
     assert desk.earlier()[0] == (str(media.path), "a small red ball | nano-2.3-distilled-t2v, seed 1")
-    assert "about" in desk.planned(asked)[0]  # how long it takes is known now
+    assert "about" in desk.planned(asked).html  # how long it takes is known now
 
 
 def test_off_and_on_are_one_job_of_two_videos(desk: Desk) -> None:
@@ -138,7 +185,14 @@ def test_what_is_no_video_of_ours_is_said_without_its_folder(desk: Desk, tmp_pat
 def test_a_variant_shows_the_controls_it_has(page: Page, caps: Any) -> None:
     updates = page._changed(caps.id)
     groups, controls = updates[4 : 4 + len(page.groups)], updates[4 + len(page.groups) :]
-    assert [update["visible"] for update in controls] == [one.applies for one in ltx_ui.shown(caps)]
+    assert [update["interactive"] for update in controls] == [one.applies for one in ltx_ui.shown(caps)]
+    assert [update["visible"] for update in controls] == [one.visible for one in ltx_ui.shown(caps)]
+    told = [
+        update["info"]
+        for update, one in zip(controls, ltx_ui.shown(caps), strict=True)
+        if not one.applies and one.visible
+    ]
+    assert all(info.startswith("not with this model: ") and len(info) > 25 for info in told)
     assert [update["value"] for update in controls] == [one.value for one in ltx_ui.shown(caps)]
     assert dict(zip(page.groups, (update["visible"] for update in groups), strict=True)) == ltx_ui.sections(caps)
 

@@ -112,7 +112,7 @@ def generate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from modules.ltx.borrow import check_writable
-    from modules.ltx.cli_show import Bar, plan_text, timings_text
+    from modules.ltx.cli_show import Bar, memory_text, plan_text, timings_text
     from modules.ltx.front import settle
 
     console = Console(stderr=True)
@@ -134,7 +134,8 @@ def generate(args: argparse.Namespace) -> None:
     if state.media is None:
         raise LTXError("the run ended without a file")
     if console.is_terminal:
-        console.print(f"seed {state.seed}; {timings_text(state)}", highlight=False)
+        told = (f"seed {state.seed}", timings_text(state), memory_text(state.timings))
+        console.print("; ".join(filter(None, told)), highlight=False)
     if args.json:
         timings = {t.phase: round(t.seconds, 3) for t in state.timings}
         print_json({**state.media.to_json(), "seed": state.seed, "timings": timings, "plan": state.plan.to_json()})
@@ -168,8 +169,7 @@ def _encoding(args: argparse.Namespace) -> Any:
     from modules.ltx.request import Option
 
     crf = Option("crf", "int", "quality", "--crf", 0, 51).parse(args.crf)
-    chosen = {} if crf is None else {"crf": crf}
-    return Encoding(png_frames=args.png, thumbnail=not args.no_thumbnail, **chosen)
+    return Encoding(codec=args.codec, crf=crf, png_frames=args.png, thumbnail=not args.no_thumbnail)
 
 
 def _quiet_libraries() -> None:

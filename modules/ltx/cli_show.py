@@ -10,7 +10,7 @@ from rich.table import Table
 
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.plan import Plan, StagePlan
-from modules.ltx.state import Event, State
+from modules.ltx.state import Event, State, Timing
 
 PHASES = {
     "load": "loading the model",
@@ -112,6 +112,15 @@ def extras(stage: StagePlan) -> str:
 def timings_text(state: State) -> str:
     """Where the time went, in one line."""
     return ", ".join(f"{PHASES[t.phase]} {t.seconds:.1f} s" for t in state.timings)
+
+
+def memory_text(timings: Sequence[Timing]) -> str:
+    """The most memory that was held, and when; empty where nobody knows."""
+    known = [(t.peak, t.phase) for t in timings if t.peak]
+    if not known:
+        return ""
+    most, phase = max(known)
+    return f"{most / 1e9:.1f} GB of memory at most ({PHASES[phase]})"
 
 
 class Bar:

@@ -65,6 +65,9 @@ class Host(Protocol):
     def room(self, caps: Caps) -> int:
         """How many numbers, as the variant's VAE has them, decoding may hold: a third of all memory of the device."""
 
+    def peak(self) -> int | None:
+        """The most bytes held since it was last asked; None where nobody knows."""
+
     def free(self, phase: str) -> None:
         """Give memory back at the boundary behind `phase`; "tile" comes often and should be cheap."""
 

@@ -1,7 +1,8 @@
 """Every control of the tab, declared once: its name, label, kind and range, who has it, and what it starts with.
 
 A control is named after the field of `Request` that it sets and shows that field's help; those of MEDIA make up
-pictures, videos and LoRAs, which are lists in a request. Everything ordered is derived from `CONTROLS`.
+pictures, videos and LoRAs, which are lists in a request. Everything ordered is derived from `CONTROLS`. Those of
+`OUTPUTS` say how the file is written, where no web UI has controls of its own for that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.ltx.ltx_capabilities import Caps
+from modules.ltx.recipe import FOUR_WAY_OPTIONS
 from modules.ltx.request import BY_NAME
 
 Test = Callable[[Caps], bool]
@@ -28,6 +30,26 @@ MEDIA = {
     "prefix_frames": "how many of its frames are kept; 8k+1",
     "prefix_skip": "how many of its frames are left out before those",
     "loras": "a line each: FILE or REPO, then :STRENGTH and :STRENGTH of stage 2 where they are not 1",
+}
+
+# How the file is written: fields of `media.Encoding`.
+FILES = {
+    "codec": "h264 plays everywhere; hevc and av1 make smaller files, av1 slowly",
+    "crf": "quality of the picture, 0 is best, 51 smallest; -1: as good as looks the same (the codec's own)",
+    "png_frames": "keep every frame as a PNG, too",
+    "thumbnail": "a small picture beside the video",
+}
+
+# What a variant that lacks them is told.
+WHY_NOT = {
+    "refine_strength": "its stage 2 begins at a fixed level of noise",
+    "sampler_shift": "its sigmas are given",
+    "dynamic_shift": "its sigmas are given",
+    **dict.fromkeys(FOUR_WAY_OPTIONS, "its guidance is the guidance scale alone"),
+    "decoder": "only LTX 2.5 has a second decoder",
+    "decode_timestep": "its decoder takes no level of noise",
+    "image_cond_noise_scale": "it holds images without noise",
+    "audio": "it makes no sound",
 }
 
 
@@ -55,7 +77,15 @@ class Control:
 
     @property
     def help(self) -> str:
-        return BY_NAME[self.name].help if self.name in BY_NAME else MEDIA[self.name]
+        return BY_NAME[self.name].help if self.name in BY_NAME else {**MEDIA, **FILES}[self.name]
+
+    def why_not(self, caps: Caps) -> str:
+        """Why a variant does not have it; empty for one that has."""
+        if self.applies(caps):
+            return ""
+        if self.name in ("refine", "stage2_steps", "upsample"):
+            return f"not with this model: {caps.upsampler_why_not}"
+        return f"not with this model: {WHY_NOT.get(self.name, 'it does not have it')}"
 
 
 Span = tuple[float, float, float]
@@ -97,7 +127,7 @@ def _of(name: str) -> Default:
 
 
 def _scale(name: str, label: str, top: float, step: float = 0.1) -> Control:
-    known = _always if name == "guidance_scale" else _has("supports_stg")
+    known = _has("supports_stg") if name in FOUR_WAY_OPTIONS else _always
     return _slider("Guidance", name, label, (0.0, top, step), lambda caps: getattr(caps.guidance, name), applies=known)
 
 
@@ -187,5 +217,11 @@ CONTROLS: tuple[Control, ...] = (
         applies=_has("supports_image_cond_noise_scale"),
     ),
     _tick("Decoding", "audio", "save audio", _has("supports_audio"), _has("supports_audio")),
+)
+OUTPUTS: tuple[Control, ...] = (
+    Control("codec", "LTX codec", "choice", "Output", default=_is("h264"), choices=("h264", "hevc", "av1")),
+    Control("crf", "LTX quality (crf)", "slider", "Output", default=_is(-1), span=(-1, 51, 1)),
+    Control("png_frames", "LTX frames as PNG", "checkbox", "Output", default=_is(False)),
+    Control("thumbnail", "LTX thumbnail", "checkbox", "Output", default=_is(True)),
 )
 SECTIONS = tuple(dict.fromkeys(control.section for control in CONTROLS))

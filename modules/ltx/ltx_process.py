@@ -20,7 +20,7 @@ from modules.ltx import borrow, decode, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_util import random_seed, seed_for
-from modules.ltx.media import Encoding, write_video
+from modules.ltx.media import Encoding, require_codec, write_video
 from modules.ltx.media_clip import load_clip
 from modules.ltx.media_files import Outputs, sweep_partials
 from modules.ltx.media_in import file_digest, load_image
@@ -46,6 +46,7 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
         seed = random_seed() if plan.seed is None else plan.seed
         plan = plan.with_seed(seed)
         encoding = encoding or Encoding()
+        require_codec(encoding)
         if path is not None:
             _look_for_room(path, plan, encoding)
         images = tuple(load_image(Path(at.path)) for at in plan.images)
@@ -53,11 +54,13 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
         first: stages.Stage = partial(load, encoding=encoding)
         finish: stages.Stage = partial(write, encoding=encoding)
         job: list[tuple[str, stages.Stage]] = [("load", first), *stages.ordered(plan), ("decode", finish)]
+        host.peak()  # what was before is nobody's of this job
         for phase, stage in job:
             with _phase(phase) as clock:
                 state = stage(state, host)
+                most = host.peak()
                 host.free(phase)
-            state = replace(state, timings=(*state.timings, Timing(phase, clock())))
+            state = replace(state, timings=(*state.timings, Timing(phase, clock(), most)))
         if state.media is not None:
             host.delivered(state.media)
         return state

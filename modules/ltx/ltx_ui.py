@@ -12,7 +12,7 @@ from typing import Any
 
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps
-from modules.ltx.ltx_controls import CONTROLS, MEDIA, SECTIONS, Control
+from modules.ltx.ltx_controls import CONTROLS, MEDIA, OUTPUTS, SECTIONS, Control
 from modules.ltx.request import BY_NAME, Lora, Request, default_of
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Control",
     "Shown",
     "blocks",
+    "outputs",
     "presets",
     "request_values",
     "sections",
@@ -35,20 +36,26 @@ _SHAPES = ((16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (21, 9))
 
 @dataclass(frozen=True)
 class Shown:
-    """One control for one variant."""
+    """One control for one variant. Where its group is shown, one that does not apply says why; media are hidden."""
 
     control: Control
     applies: bool
     value: Any
     why: str = ""
 
+    @property
+    def visible(self) -> bool:
+        return self.applies or self.control.section != "Input media"
+
 
 def shown(caps: Caps) -> tuple[Shown, ...]:
     """Every control as the variant has it, in order. Needs no weights."""
-    return tuple(
-        Shown(c, c.applies(caps), c.default(caps), "" if c.applies(caps) else f"{caps.label} does not have it")
-        for c in CONTROLS
-    )
+    return tuple(Shown(c, c.applies(caps), c.default(caps), c.why_not(caps)) for c in CONTROLS)
+
+
+def outputs(caps: Caps) -> tuple[Shown, ...]:
+    """The controls of the written file."""
+    return tuple(Shown(c, True, c.default(caps)) for c in OUTPUTS)
 
 
 def blocks(several: Iterable[Shown]) -> Iterator[tuple[bool, list[Shown]]]:

@@ -1,19 +1,19 @@
 """Turns decoded frames and sound into one mp4 on disk, all of it or nothing.
 
-Knows H.264, AAC, the mp4 container, colour tags and the comment tag that carries the settings.
-Deliberately does not know: where frames come from (no torch here), what the metadata means, how
-output files are named, or how many frames there will be; frames are encoded as they arrive and never
-collected. How files get their names on disk is in `media_files.py`.
+Knows AAC, the mp4 container, colour tags and the comment tag that carries the settings; the codecs of
+pictures are in `media_codecs.py`. Deliberately does not know: where frames come from (no torch here),
+what the metadata means, how output files are named, or how many frames there will be; frames are
+encoded as they arrive and never collected. How files get their names on disk is in `media_files.py`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from modules.ltx.errors import HostError, RequestError
+from modules.ltx.media_codecs import CODECS, THREADS
 from modules.ltx.media_files import Outputs
 from modules.ltx.media_in import (
     Sound,
@@ -40,31 +41,26 @@ from modules.ltx.media_in import (
 
 __all__ = ["Encoding", "Sound", "Written", "frame_rate", "read_metadata", "write_video"]
 
-ENCODERS: dict[str, Literal["libx264"]] = {"h264": "libx264"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 PIXEL_FORMATS = ("yuv420p", "yuv444p")
 
 _BT709 = 1  # the value of ITU-T H.273 for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
-# Fixed, so the same frames give the same file on every machine; each thread also holds frames back.
-_X264_THREADS = 3
-# x264's assembly for macroblock trees reads memory it has not set: about one in fifty files of 64x64
-# frames came out with other bytes from the same input, none in 450 without it.
-_X264_PARAMS = "mbtree=0"
 _AAC_SAMPLES = 1024
 _AAC_MAX_BITS_PER_SAMPLE = 6  # 6144 bits for 1024 samples of a channel; asking for more is only clamped
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to write. `crf`: 0 (lossless) .. 51 (worst). `audio_bitrate`: bits per second, all channels.
+    """How to write. `crf`: 0 (lossless) .. 51 (worst), on the codec's own scale; None: a good one of the codec.
+    `audio_bitrate`: bits per second, all channels.
 
     `png_frames` also keeps every frame as a PNG; `thumbnail` the first as a small JPEG. Raises
     RequestError for a value outside these.
     """
 
     codec: str = "h264"
-    crf: int = 18
+    crf: int | None = None
     preset: str = "medium"
     pix_fmt: str = "yuv420p"
     audio_bitrate: int = 192_000
@@ -72,10 +68,10 @@ class Encoding:
     thumbnail: bool = True
 
     def __post_init__(self) -> None:
-        require_one_of("codec", self.codec, ENCODERS)
+        require_one_of("codec", self.codec, CODECS)
         require_one_of("preset", self.preset, PRESETS)
         require_one_of("pix_fmt", self.pix_fmt, PIXEL_FORMATS)
-        if not 0 <= self.crf <= 51:
+        if self.crf is not None and not 0 <= self.crf <= 51:
             raise RequestError(f"crf is {self.crf}; give 0 (lossless) to 51 (worst).")
         if self.audio_bitrate < 8000:
             raise RequestError(f"audio_bitrate is {self.audio_bitrate}; give 8000 bits per second or more.")
@@ -122,7 +118,7 @@ def write_video(
     """
     rate, tags = frame_rate(fps), _tags(metadata)
     require_sound(sound)
-    require_encoder(ENCODERS[encoding.codec])
+    require_codec(encoding)
     if not path.parent.is_dir():
         raise HostError(f"The folder {path.parent} does not exist; create it or choose another.")
     with _host_errors(path.parent):
@@ -156,6 +152,11 @@ def write_video(
         sample_rate=None if sound is None else sound.rate,
         pictures=tuple(outputs.pictures.values()),
     )
+
+
+def require_codec(encoding: Encoding) -> None:
+    """Raises HostError where this PyAV cannot write it; better known before there are frames."""
+    require_encoder(CODECS[encoding.codec].encoder)
 
 
 def require_encoder(name: str) -> None:
@@ -253,15 +254,19 @@ class _SoundTrack:
 
 
 def _video_stream(container: OutputContainer, size: tuple[int, int], rate: Fraction, encoding: Encoding) -> VideoStream:
-    options = {"crf": str(encoding.crf), "preset": encoding.preset, "x264-params": _X264_PARAMS}
-    stream = container.add_stream(ENCODERS[encoding.codec], rate=rate, options=options, bit_rate=0)
+    codec = CODECS[encoding.codec]
+    os.environ.setdefault("SVT_LOG", "1")  # errors alone; SVT-AV1 takes this from nowhere else
+    options = codec.options(codec.crf if encoding.crf is None else encoding.crf, encoding.preset)
+    stream = container.add_stream(codec.encoder, rate=rate, options=options, bit_rate=0)
     stream.width, stream.height = size
     stream.pix_fmt = encoding.pix_fmt
     context = stream.codec_context
     context.time_base = 1 / rate
     context.color_primaries = context.color_trc = context.colorspace = _BT709
     context.color_range = _LIMITED_RANGE
-    context.thread_count, context.thread_type = _X264_THREADS, ThreadType.AUTO
+    context.thread_count, context.thread_type = THREADS, ThreadType.AUTO
+    if codec.tag:
+        context.codec_tag = codec.tag
     return stream
 
 

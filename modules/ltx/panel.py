@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from modules.ltx.cli_show import PHASES, extras, guidance_words
+from modules.ltx.cli_show import PHASES, extras, guidance_words, memory_text
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.recipe import memory_gb
 from modules.ltx.serve_request import in_words
@@ -49,11 +50,20 @@ def plan_html(plan: Plan, around: Around | None = None) -> str:
     ]
     rows = "".join(_row(stage) for stage in plan.stages)
     heads = "".join(f"<th>{name}</th>" for name in ("stage", "size", "steps", "evaluations", "guidance", "with"))
-    notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in plan.notes[1:])
+    said = [*_given(plan), *(in_words(note) for note in plan.notes[1:])]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in said)
     return _panel(
         f"<p><b>{escape(in_words(plan.notes[0]))}</b></p><p>{escape('; '.join(facts))}</p>"
         f"<table><tr>{heads}</tr>{rows}</table>{sigma_svg(plan)}<ul>{notes}</ul>"
     )
+
+
+def _given(plan: Plan) -> Iterator[str]:
+    """Which picture stands at which frame."""
+    for image in plan.images:
+        last = image.frame in (-1, plan.frames - 1)
+        held = "" if image.strength == 1 else f", strength {image.strength:g}"
+        yield f"{Path(image.path).name} at frame {plan.frames - 1 if last else image.frame}{held}"
 
 
 def error_html(sentence: str) -> str:
@@ -176,10 +186,34 @@ def result_html(state: State) -> str:
     lines = [
         f"<p><b>{escape(media.path.name)}</b>: {size}, seed {state.seed}</p>",
         f"<p>{escape(plan.caps.label)}: {escape(stages)}</p><p>{total:.1f} s in all: {escape(times)}</p>",
+        f"<p>{escape(memory_text(state.timings))}</p>",
         *(_refined(done) for done in state.refined),
     ]
     notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in (*plan.notes[1:], *state.notes))
     return _panel("".join(lines) + (f"<ul>{notes}</ul>" if notes else ""))
+
+
+def settings_html(name: str, asked: Mapping[str, Any]) -> str:
+    """The request that a video was made with, as a table; only what was asked, not every default."""
+    words = {key: value for key, value in asked.items() if value not in (None, "", False, [], ())}
+    rows = "".join(
+        f"<tr><th>{escape(key.replace('_', ' '))}</th><td>{escape(_said(value))}</td></tr>"
+        for key, value in words.items()
+    )
+    return _panel(f"<p><b>{escape(name)}</b></p><table>{rows}</table>")
+
+
+def _said(value: Any) -> str:
+    """A value of a request's JSON, as people write it; files by their names."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(part)}" for key, part in value.items() if part is not None)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_said, value))
+    return "yes" if value is True else Path(value).name if _is_path(value) else _number(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _refined(done: Refinement) -> str:

@@ -20,6 +20,7 @@ import anyio.to_thread
 from modules.ltx.cli_show import PHASES
 from modules.ltx.errors import Cancelled, HostError, LTXError, RequestError
 from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.media import Encoding
 from modules.ltx.media_in import load_image
 from modules.ltx.plan import Plan
 from modules.ltx.serve_request import in_words, plan_json, request_json
@@ -90,9 +91,10 @@ class Job:
     """One run, or several behind each other: the plans, all that was told so far, and the end. The worker adds, any
     thread reads."""
 
-    def __init__(self, *plans: Plan) -> None:
+    def __init__(self, *plans: Plan, encoding: Encoding | None = None) -> None:
         self.id = secrets.token_hex(8)
-        self.plans = plans
+        self.plans, self.encoding = plans, encoding
+        self.error: LTXError | None = None  # why it failed
         self.states: list[State] = []  # of the finished ones
         self.preview: Any = None  # the latest picture of what is being made
         self.began = self.phase_began = time.monotonic()
@@ -150,12 +152,12 @@ class Jobs:
     def get(self, name: str) -> Job | None:
         return self._jobs.get(name)
 
-    def start(self, *plans: Plan) -> Job:
+    def start(self, *plans: Plan, encoding: Encoding | None = None) -> Job:
         """Run the plans, one behind the other, in the worker thread. Raises Busy while another job runs."""
         with self._starting:
             if self.running or self.closing:
                 raise Busy("a video is being made; wait for it or cancel it, then start the next.")
-            job = Job(*plans)
+            job = Job(*plans, encoding=encoding)
             self._jobs[job.id] = job
             if len(self._jobs) > MAX_JOBS:
                 del self._jobs[next(iter(self._jobs))]
@@ -204,6 +206,7 @@ class Jobs:
         except Cancelled as error:
             end = {"state": "cancelled", "message": str(error)}
         except LTXError as error:
+            job.error = error
             end = {"state": "failed", "message": in_words(str(error))}
         finally:
             job.events.append(end)
@@ -215,7 +218,7 @@ class Jobs:
         if job.cancelled.is_set():
             raise Cancelled("cancelled; nothing was written")
         for plan in job.plans:
-            job.states.append(run(plan, self.host))
+            job.states.append(run(plan, self.host, encoding=job.encoding))
         return job.states[-1]
 
 

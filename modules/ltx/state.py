@@ -25,10 +25,11 @@ class Embeds:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of one phase, in seconds."""
+    """Wall time of one phase, in seconds, and the most memory that was held in it, in bytes (None: nobody knows)."""
 
     phase: str
     seconds: float
+    peak: int | None = None
 
 
 @dataclass(frozen=True)

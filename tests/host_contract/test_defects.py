@@ -236,10 +236,11 @@ def generated(output: Sequence[object]) -> str:
 
 
 def test_the_tab_says_what_of_the_output_tab_it_does_not_follow(sdnext: SDNext) -> None:
-    said = generated([24, 2, "libx265", "mkv", "crf:30", True, False, True, False])
+    said = generated([24, 2, "prores_ks", "mkv", "crf:30", True, False, True, False])
     assert ".mp4, seed 1" in said
-    assert said.endswith("codec libx265 (it is H.264), format mkv (it is mp4), interpolation, safetensors")
-    assert "not followed" not in generated([24, 0, "libx264", "mp4", "crf:30", True, False, False, False])
+    assert said.endswith("codec prores_ks (it is H.264), format mkv (it is mp4), interpolation, safetensors")
+    for codec in ("libx264", "libx265", "libsvtav1"):
+        assert "not followed" not in generated([24, 0, codec, "mp4", "crf:30", True, False, False, False])
     assert "nothing would be saved" in generated([24, 0, "none", "mp4", "", True, False, False, False])
 
 

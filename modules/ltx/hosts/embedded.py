@@ -209,6 +209,9 @@ class EmbeddedHost:
         vae = next(iter(resident.pipes.values())).vae
         return machine.total_memory(resident.machine.device) // (3 * int(vae.dtype.itemsize))
 
+    def peak(self) -> int | None:
+        return machine.peak_memory("cpu" if self._resident is None else self._resident.machine.device)
+
     def free(self, phase: str) -> None:
         if phase != "tile":
             gc.collect()

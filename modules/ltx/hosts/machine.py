@@ -100,6 +100,27 @@ def total_memory(device: str) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def peak_memory(device: str, *, anew: bool = True) -> int | None:
+    """The most bytes held since this was last asked, or without `anew` since somebody else began to count: on an
+    accelerator by torch, on Linux by this process. None where the system does not tell."""
+    if not device.startswith("cpu"):
+        import torch
+
+        backend = getattr(torch, device.split(":", maxsplit=1)[0], None)
+        if backend is None or not hasattr(backend, "max_memory_allocated"):
+            return None
+        most = int(backend.max_memory_allocated(torch.device(device)))
+        if anew:
+            backend.reset_peak_memory_stats(torch.device(device))
+        return most
+    with suppress(OSError, ValueError, IndexError):  # another system
+        told = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        most = int(told.split("VmHWM:")[1].split()[0])
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # what is held now counts as the most
+        return most * 1024
+    return None
+
+
 def empty_cache(device: str) -> None:
     """Give freed blocks back: an accelerator's cache, or on Linux the heap's.
 

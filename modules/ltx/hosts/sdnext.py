@@ -292,6 +292,10 @@ class SDNextHost:
         vae = self._load(caps).vae
         return machine.total_memory(str(ui("devices").device)) // (3 * int(vae.dtype.itemsize))
 
+    def peak(self) -> int | None:
+        device = str(ui("devices").device)
+        return machine.peak_memory(device, anew=device.startswith("cpu"))  # the UI counts an accelerator's itself
+
     def free(self, phase: str) -> None:
         ui("devices").torch_gc(force=phase != "tile", reason=f"ltx:{phase}")
 

@@ -18,6 +18,7 @@ from modules.ltx.hosts.sdnext import ENGINE, SDNextHost, resident, ui
 from modules.ltx.hosts.sdnext_rows import caps_of
 from modules.ltx.ltx_capabilities import Caps, caps_for
 from modules.ltx.media import Encoding
+from modules.ltx.media_codecs import KNOWN_AS
 from modules.ltx.request import Request
 from modules.ltx.serve_request import in_words
 
@@ -76,7 +77,9 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
             return [gr.update() for _ in range(1 + len(groups) + len(made))]
         seen = ltx_ui.sections(row)
         updates = [gr.update(value=_about(row)), *(gr.update(visible=seen[section]) for section in groups)]
-        return updates + [gr.update(visible=one.applies, value=one.value) for one in _shown(row)]
+        return updates + [
+            gr.update(visible=one.visible, interactive=one.applies, value=one.value, **_why(one)) for one in _shown(row)
+        ]
 
     asked = [model, prompt, negative, styles, *output, *made.values()]
     plans: dict[str, Any] = {"fn": planned, "inputs": asked, "outputs": [plan], "show_progress": "hidden"}
@@ -135,7 +138,13 @@ def _component(gr: Any, one: ltx_ui.Shown) -> Any:
         "lines": (gr.Textbox, {"value": one.value or "", "lines": 2}),
     }
     kind, given = kinds[control.kind]
-    return kind(label=control.label, elem_id=f"ltx_{control.name}", visible=one.applies, **given)
+    shown = {"visible": one.visible, "interactive": one.applies, **_why(one)}
+    return kind(label=control.label, elem_id=f"ltx_{control.name}", **{**given, **shown})
+
+
+def _why(one: ltx_ui.Shown) -> dict[str, str]:
+    """What stands at a control that does not apply; those of media have no place for words."""
+    return {} if one.control.kind in ("image", "files", "video") else {"info": one.why}
 
 
 def _about(caps: Caps) -> str:
@@ -171,7 +180,7 @@ class Output:
     def not_followed(self) -> str:
         """A sentence on what of it has no effect here, or nothing."""
         told = {
-            f"codec {self.codec} (it is H.264)": self.codec not in ("libx264", "h264"),
+            f"codec {self.codec} (it is H.264)": self.codec not in KNOWN_AS,
             f"format {self.container} (it is mp4)": self.container != "mp4",
             "interpolation": bool(self.interpolate),
             "safetensors": self.safetensors,
@@ -227,7 +236,8 @@ def _asked(model: str, values: Sequence[Any], output: Output, folder: Path | Non
         named["seed"] = None
     asked = ltx_ui.Asked(model, words, networks(negative)[0], float(fps), _paths(folder), loras)
     quality = sdnext_settings.crf(output.options or "")
-    encoding = Encoding(crf=quality, png_frames=bool(output.frames), thumbnail=bool(output.thumbnail))
+    codec = KNOWN_AS.get(output.codec, "h264")
+    encoding = Encoding(codec, quality, png_frames=bool(output.frames), thumbnail=bool(output.thumbnail))
     return Request.parse(ltx_ui.request_values(caps, asked, named) | sdnext_settings.memory()), encoding
 
 

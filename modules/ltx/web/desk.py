@@ -5,18 +5,23 @@ Everything that is shown comes back as text, HTML, a picture or a path.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from modules.ltx import ltx_ui, pace, panel
+from modules.ltx import advice, ltx_ui, pace, panel, styles
+from modules.ltx.advice import Advice
 from modules.ltx.errors import LTXError, RequestError
 from modules.ltx.front import request_of_file, settle, variants
 from modules.ltx.ltx_capabilities import Caps
+from modules.ltx.media import Encoding
 from modules.ltx.media_in import read_metadata
 from modules.ltx.plan import Plan
 from modules.ltx.recipe import memory_gb
@@ -26,24 +31,39 @@ from modules.ltx.serve_request import in_words, on_this_machine
 from modules.ltx.state import Event
 
 _GALLERY = 24  # videos shown, newest first
+_MEDIA = ("image", "files", "video")
+_OWN = ("Sampling", "Guidance", "Decoding")  # what advice on another variant takes from that variant
 
 
 @dataclass(frozen=True)
 class Form:
-    """The page's values: the variant's id, words, frames a second, and its controls by name."""
+    """The page's values: the variant's id, words, frames a second, its controls by name, names of styles, and how the
+    file is written."""
 
     model: str
     prompt: str
     negative: str
     fps: float
     values: Mapping[str, Any]
+    styles: Sequence[str] = ()
+    output: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan panel; what is wrong with the self-refiner's plan, if that is it; what would help."""
+
+    html: str
+    wrong: str = ""
+    advice: Advice | None = None
 
 
 class Desk:
-    """`jobs` run; `outputs` is where their videos are, `learned` where it is kept how fast they ran."""
+    """`jobs` run; `outputs` is where their videos are, `learned` where it is kept how fast they ran, `words` a file of
+    styles."""
 
-    def __init__(self, jobs: Jobs, outputs: Path, learned: Path) -> None:
-        self.jobs, self.outputs, self._learned = jobs, outputs, learned
+    def __init__(self, jobs: Jobs, outputs: Path, learned: Path, words: Path | None = None) -> None:
+        self.jobs, self.outputs, self._learned, self._words = jobs, outputs, learned, words or Path(styles.NAME)
         self._timed: set[str] = set()  # jobs whose times are learned: a page that is opened anew shows them again
         self.rows = {caps.id: caps for caps in variants(jobs.host)}
 
@@ -89,17 +109,49 @@ class Desk:
         caps = self.rows[form.model]
         seed = form.values.get("seed")
         values = dict(form.values) | {"seed": None if seed is None or int(seed) < 0 else int(seed)}
-        asked = ltx_ui.Asked(form.model, form.prompt, form.negative, form.fps, _path)
+        prompt, negative = styles.styled(form.prompt, form.negative, form.styles, self.styles())
+        asked = ltx_ui.Asked(form.model, prompt, negative, form.fps, _path)
         return Request.parse(ltx_ui.request_values(caps, asked, values))
 
-    def planned(self, form: Form) -> tuple[str, str]:
-        """The plan panel, and what is wrong with the self-refiner's plan, if that is it."""
+    def styles(self) -> dict[str, styles.Style]:
+        """Those of the file, as it is now."""
+        return styles.read(self._words)
+
+    def encoding(self, form: Form) -> Encoding:
+        """How the file is to be written. Raises RequestError for what no codec takes."""
+        given = {name: value for name, value in form.output.items() if value is not None}
+        crf = int(given.pop("crf", -1))
+        return Encoding(**given, crf=None if crf < 0 else crf)
+
+    def planned(self, form: Form) -> Planned:
+        """What would be made, or why it cannot be."""
+        request: Request | None = None
         try:
-            plan = settle(self.request(form), self.jobs.host)
+            request = self.request(form)
+            plan = settle(request, self.jobs.host)
         except LTXError as error:
             said = in_words(str(error))
-            return panel.error_html(said), said if "self-refine" in str(error) or "self refine" in said else ""
-        return panel.plan_html(plan, self._around(plan)), ""
+            wrong = said if "self-refine" in str(error) or "self refine" in said else ""
+            help = advice.for_request(request, self.rows[form.model], self.rows.values()) if request else None
+            return Planned(panel.error_html(said), wrong, help)
+        return Planned(panel.plan_html(plan, self._around(plan)))
+
+    def advised(self, form: Form, given: Advice) -> tuple[Form, Caps]:
+        """The form as the advice has it. Of another variant what was set is kept, where it has it; None is its own."""
+        caps = self.rows[given.model or form.model]
+        values = {}
+        for one in ltx_ui.shown(caps):
+            name = one.control.name
+            value = given.values.get(name, form.values.get(name)) if one.applies else one.value
+            values[name] = one.value if value is None and one.control.kind not in _MEDIA else value
+        if caps.id != form.model:  # steps, guidance and the like are each variant's own
+            values |= {one.control.name: one.value for one in ltx_ui.shown(caps) if one.control.section in _OWN}
+        fps = form.fps if caps.id == form.model else caps.default_fps
+        return replace(form, model=caps.id, fps=fps, values=values), caps
+
+    def advice(self, job: Job) -> Advice | None:
+        """What would help a job that failed."""
+        return None if job.error is None else advice.for_job(job.error, job.plan, self.rows.values())
 
     def _around(self, plan: Plan) -> panel.Around:
         free = shutil.disk_usage(
@@ -117,13 +169,13 @@ class Desk:
 
     def start(self, form: Form) -> Job:
         """Raises RequestError for what cannot be done, Busy while a job runs."""
-        return self.jobs.start(settle(self.request(form), self.jobs.host))
+        return self.jobs.start(settle(self.request(form), self.jobs.host), encoding=self.encoding(form))
 
     def start_both(self, form: Form) -> Job:
         """The same seed with the self-refiner off and on, one behind the other."""
         from modules.ltx.compare import both  # torch: seconds
 
-        return self.jobs.start(*both(self.request(form), self.jobs.host))
+        return self.jobs.start(*both(self.request(form), self.jobs.host), encoding=self.encoding(form))
 
     def running(self, job: Job) -> str:
         """How far a job is."""
@@ -172,6 +224,28 @@ class Desk:
             return []
         found = sorted(self.outputs.glob("*.mp4"), key=lambda path: path.stat().st_mtime, reverse=True)
         return [(str(path), _caption(path)) for path in found[:_GALLERY]]
+
+    def settings(self, path: Path) -> str:
+        """What a video of the output folder was made with."""
+        try:
+            found = read_metadata(path).get("request")
+        except LTXError as error:
+            return panel.error_html(str(error).replace(str(path), path.name))
+        if not isinstance(found, Mapping):
+            return panel.words_html(f"{path.name}: no settings are in it.")
+        return panel.settings_html(path.name, found)
+
+    def open_folder(self) -> str:
+        """Show the videos in the machine's own file manager, and say where they are."""
+        folder = self.outputs.absolute()
+        if not folder.is_dir():
+            return panel.words_html(f"{folder} is made with the first video.")
+        opener = {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")
+        screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+        found = shutil.which(opener)
+        if found and screen:
+            subprocess.Popen([found, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return panel.words_html(f"the videos are in {folder}")
 
 
 def _caption(path: Path) -> str:

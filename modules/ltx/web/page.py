@@ -1,4 +1,4 @@
-"""The web app's page: the controls of `ltx_controls.py` as gradio components, and which event asks the desk for what.
+"""The web app's page: its layout, and which event asks the desk for what.
 
 Decides nothing: every event hands the page's values to `desk.py` and shows what comes back.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,196 +14,106 @@ from typing import Any
 import gradio as gr
 
 from modules.ltx import ltx_ui, panel
+from modules.ltx.advice import Advice
 from modules.ltx.errors import LTXError
-from modules.ltx.ltx_capabilities import Caps, caps_for
+from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.ltx_util import get_frames
 from modules.ltx.serve_jobs import Job
 from modules.ltx.serve_request import in_words
+from modules.ltx.web.components import CSS, IN_STEP, KEYS, theme, update
 from modules.ltx.web.desk import Desk, Form
+from modules.ltx.web.layout import Layout, named
 
-_OPEN = ("Size", "Input media", "Stages", "Self-refiner")
+__all__ = ["CSS", "Page", "theme"]
 _BEAT = 0.25  # seconds between two looks at a running job
-# Fonts of the machine alone: the page loads nothing from elsewhere.
-_FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-CSS = """
-.ltx-about {opacity: .85; padding: 0 .6em}
-.ltx-panel table, .ltx-panel th, .ltx-panel td {border: none}
-footer {display: none !important}
-"""
-_KEYS = """() => document.addEventListener('keydown', (event) => {
-    const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
-    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
-    if (event.key === 'Escape') press('ltx_cancel');
-})"""
-
-Update = dict[str, Any]
+_QUIET: dict[str, Any] = {"show_progress": "hidden"}
+_LIVE: dict[str, Any] = {**_QUIET, "queue": False, "trigger_mode": "always_last"}
 
 
-def theme() -> Any:
-    return gr.themes.Default(font=_FONT, font_mono=_MONO)
-
-
-class Page:
-    """The components, by what they are for, and the events between them."""
+class Page(Layout):
+    """The components and the events between them."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.controls: dict[str, Any] = {}
-        self.groups: dict[str, Any] = {}
-        caps = caps_for("nano")[0]
         with gr.Blocks(title="LTX video", analytics_enabled=False) as self.blocks:
-            with gr.Row():
-                with gr.Column(scale=5, min_width=340):
-                    self._ask(caps)
-                with gr.Column(scale=6, min_width=340):
-                    self._show()
-            self._wire()
+            super().__init__(desk)
+            self._plans()
+            self._sized_by_shape_and_time()
+            self._jobs()
+            self._restores()
+            for script in (KEYS, IN_STEP):
+                self.blocks.load(None, js=script)
 
-    def _ask(self, caps: Caps) -> None:
-        """What can be asked, on the left."""
-        self.model = gr.Dropdown(
-            self.desk.models(),
-            value=caps.id,
-            label="Model",
-            info="type to search",
-            elem_id="ltx_model",
-            filterable=True,
-        )
-        self.about = gr.HTML(self.desk.about(caps), elem_classes=["ltx-about"])
-        self.prompt = gr.Textbox(
-            label="Prompt", lines=3, placeholder="a small red ball moving right on black", elem_id="ltx_prompt"
-        )
-        self.negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="ltx_negative")
-        with gr.Row():
-            small: dict[str, Any] = {"min_width": 90, "size": "md"}
-            self.generate = gr.Button("Generate", variant="primary", elem_id="ltx_generate", **small)
-            self.both = gr.Button("Compare", elem_id="ltx_both", **small)
-            self.pause = gr.Button("Pause", interactive=False, elem_id="ltx_pause", **small)
-            self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="ltx_cancel", **small)
-        visible = ltx_ui.sections(caps)
-        for section in ltx_ui.SECTIONS:
-            with gr.Accordion(section, open=section in _OPEN, visible=visible[section]) as group:
-                self.groups[section] = group
-                if section == "Size":
-                    self._sizes(caps)
-                self._fill([one for one in ltx_ui.shown(caps) if one.control.section == section])
+    def _plans(self) -> None:
+        """The plan follows every value; another model brings its own."""
+        inputs = [one for one in self.form if one is not self.model]
+        gr.on([one.change for one in inputs], self._planned, self.form, self.planned, **_LIVE)
+        change = self.model.input(self._changed, self.model, self.filled, **_LIVE)
+        change.then(self._planned, self.form, self.planned, **_LIVE)
+        self.blocks.load(self._planned, self.form, self.planned, **_LIVE)
 
-    def _sizes(self, caps: Caps) -> None:
-        with gr.Row():
-            self.preset = gr.Dropdown(
-                list(ltx_ui.presets(caps)), value=None, label="Size by shape", elem_id="ltx_preset"
-            )
-            seconds = round(caps.default_frames / caps.default_fps, 2)
-            self.seconds = gr.Number(seconds, label="Seconds", minimum=0.04, step=0.1, elem_id="ltx_seconds")
-            self.fps = gr.Number(caps.default_fps, label="Frames a second", minimum=1, maximum=120, elem_id="ltx_fps")
-
-    def _fill(self, several: Sequence[ltx_ui.Shown]) -> None:
-        """Controls in their order: small ones beside one another, large ones below one another."""
-        for large, ones in ltx_ui.blocks(several):
-            with nullcontext() if large else gr.Row():
-                for one in ones:
-                    self.controls[one.control.name] = component(one)
-
-    def _show(self) -> None:
-        """What is shown, on the right."""
-        with gr.Tabs(selected="plan") as self.tabs:
-            with gr.Tab("Before you run", id="plan"):
-                self.plan = gr.HTML(elem_id="ltx_plan")
-            with gr.Tab("Video", id="video"):
-                self.state = gr.HTML(elem_id="ltx_state")
-                self.preview = gr.Image(label="Preview", visible=False, interactive=False, elem_id="ltx_preview")
-                with gr.Row():
-                    self.video = gr.Video(
-                        label="Video", interactive=False, elem_id="ltx_video", autoplay=True, loop=True
-                    )
-                    self.other = gr.Video(
-                        label="With the self-refiner",
-                        interactive=False,
-                        visible=False,
-                        elem_id="ltx_other",
-                        autoplay=True,
-                    )
-                self.maps = gr.Gallery(label="Where the model was uncertain", visible=False, elem_id="ltx_maps")
-                with gr.Row():
-                    self.again = gr.Button("Use these settings", interactive=False, elem_id="ltx_again")
-                    self.same = gr.Button("Same seed", interactive=False, elem_id="ltx_same")
-                self.done = gr.HTML(elem_id="ltx_done")
-            with gr.Tab("Earlier videos", id="earlier") as self.earlier:
-                self.gallery = gr.Gallery(
-                    label="Newest first; choose one to see its settings", columns=3, elem_id="ltx_gallery"
-                )
-                self.chosen = gr.HTML()
-            with gr.Tab("Settings of a file", id="restore"):
-                self.file = gr.File(label="Drop an mp4 that was made here", file_types=[".mp4"], elem_id="ltx_restore")
-                self.told = gr.HTML(elem_id="ltx_told")
-        self.job = gr.State("")  # the id of the job that this page shows
-        self.made = gr.State("")  # the path of its video
-
-    @property
-    def _form(self) -> list[Any]:
-        return [self.model, self.prompt, self.negative, self.fps, *self.controls.values()]
-
-    def form(self, values: Sequence[Any]) -> Form:
-        """The values of `_form` as a form."""
-        model, prompt, negative, fps, *rest = values
-        named = dict(zip(self.controls, rest, strict=True))
-        return Form(model, prompt or "", negative or "", float(fps or 0), named)
-
-    def _wire(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden"}
-        live: dict[str, Any] = {**quiet, "queue": False, "trigger_mode": "always_last"}
-        planned = [self.plan, self.controls["self_refine_plan"]]
-        inputs = [one for one in self._form if one is not self.model]
-        gr.on([one.change for one in inputs], self._planned, self._form, planned, **live)
-        chosen = [self.about, self.preset, self.seconds, self.fps, *self.groups.values(), *self.controls.values()]
-        change = self.model.input(self._changed, self.model, chosen, **live)
-        change.then(self._planned, self._form, planned, **live)
-        self.preset.input(
-            self._sized, [self.model, self.preset], [self.controls["width"], self.controls["height"]], **live
-        )
+    def _sized_by_shape_and_time(self) -> None:
+        size = [self.controls["width"], self.controls["height"]]
+        self.preset.input(self._sized, [self.model, self.preset], size, **_LIVE)
         frames = self.controls["frames"]
-        frames.input(lambda count, fps: round(count / (fps or 1), 2), [frames, self.fps], self.seconds, **live)
-        length = partial(gr.on, fn=_frames, inputs=[self.model, self.seconds, self.fps], outputs=frames, **live)
+        frames.input(lambda count, fps: round(count / (fps or 1), 2), [frames, self.fps], self.seconds, **_LIVE)
+        length = partial(gr.on, fn=_frames, inputs=[self.model, self.seconds, self.fps], outputs=frames, **_LIVE)
         length([self.seconds.input, self.fps.input])
-        shown = [
-            *(self.tabs, self.state, self.preview, self.video, self.other, self.maps, self.done),
-            *(self.generate, self.both, self.cancel, self.pause, self.again, self.same, self.job, self.made),
+
+    def _jobs(self) -> None:
+        self.generate.click(partial(self._run, self.desk.start), self.form, self.shown, **_QUIET)
+        self.both.click(partial(self._run, self.desk.start_both), self.form, self.shown, **_QUIET)
+        self.blocks.load(self._resumed, None, self.shown, **_QUIET)
+        self.cancel.click(self._cancelled, self.job, None, queue=False, **_QUIET)
+        self.pause.click(self._paused, self.pause, self.pause, queue=False, **_QUIET)
+
+    def _restores(self) -> None:
+        """What fills the form: files, earlier videos, advice."""
+        filled = [self.model, self.prompt, self.negative, self.styles, *self.filled]
+        for event, path in (
+            (self.file.upload, self.file),
+            (self.again.click, self.made),
+            (self.use.click, self.picked),
+        ):
+            done = event(self._restored, path, [self.told, *filled], **_QUIET)
+            done.then(self._planned, self.form, self.planned, **_LIVE)
+        for button, advice in ((self.help, self.advice), (self.save, self.rescue)):
+            done = button.click(self._advised, [advice, *self.form], filled, **_QUIET)
+            done.then(self._planned, self.form, self.planned, **_LIVE)
+        self.same.click(self._seed, self.made, self.controls["seed"], **_QUIET)
+        self.earlier.select(self.desk.earlier, None, self.gallery, **_QUIET)
+        self.gallery.select(self._look, None, [self.chosen, self.picked, self.use], **_QUIET)
+        self.folder.click(self.desk.open_folder, None, self.chosen, **_QUIET)
+
+    def read(self, values: Sequence[Any]) -> Form:
+        """The values of `form` as a form."""
+        model, prompt, negative, styles, fps, *rest = values
+        count = len(self.controls)
+        controls, output = named(list(self.controls), rest[:count]), named(list(self.outputs), rest[count:])
+        return Form(model, prompt or "", negative or "", float(fps or 0), controls, tuple(styles or ()), output)
+
+    def fill(self, form: Form, caps: Caps) -> list[Any]:
+        """The updates of `filled` that show a form."""
+        seen, frames = ltx_ui.sections(caps), form.values["frames"] or caps.default_frames
+        return [
+            self.desk.about(caps),
+            gr.update(choices=list(ltx_ui.presets(caps)), value=None),
+            round(frames / (form.fps or caps.default_fps), 2),
+            form.fps,
+            *(gr.update(visible=seen[section]) for section in self.groups),
+            *(update(one, form.values[one.control.name]) for one in ltx_ui.shown(caps)),
         ]
-        self.generate.click(partial(self._run, self.desk.start), self._form, shown, **quiet)
-        self.both.click(partial(self._run, self.desk.start_both), self._form, shown, **quiet)
-        self.blocks.load(self._planned, self._form, planned, **live)
-        self.blocks.load(self._resumed, None, shown, **quiet)
-        self.blocks.load(None, js=_KEYS)
-        self.cancel.click(self._cancelled, self.job, None, queue=False, **quiet)
-        self.pause.click(self._paused, self.pause, self.pause, queue=False, **quiet)
-        restored = [self.told, self.model, self.prompt, self.negative, *chosen]
-        self.file.upload(self._restored, self.file, restored, **quiet)
-        self.again.click(self._restored, self.made, restored, **quiet)
-        self.same.click(self._seed, self.made, self.controls["seed"], **quiet)
-        self.earlier.select(self.desk.earlier, None, self.gallery, **quiet)
-        self.gallery.select(self._look, None, self.chosen, **quiet)
 
     def _changed(self, model: str) -> list[Any]:
         """Everything as another variant has it."""
         caps = self.desk.rows[model]
-        seconds = round(caps.default_frames / caps.default_fps, 2)
-        return [
-            self.desk.about(caps),
-            gr.update(choices=list(ltx_ui.presets(caps)), value=None),
-            seconds,
-            caps.default_fps,
-            *self._groups(caps),
-            *(gr.update(visible=one.applies, value=one.value) for one in ltx_ui.shown(caps)),
-        ]
+        own = {one.control.name: one.value for one in ltx_ui.shown(caps)}
+        return self.fill(Form(model, "", "", caps.default_fps, own), caps)
 
-    def _groups(self, caps: Caps) -> list[Any]:
-        seen = ltx_ui.sections(caps)
-        return [gr.update(visible=seen[section]) for section in self.groups]
-
-    def _planned(self, *values: Any) -> tuple[str, Any]:
-        shown, wrong = self.desk.planned(self.form(values))
-        control = ltx_ui.CONTROLS[list(self.controls).index("self_refine_plan")]
-        return shown, gr.update(info=wrong or control.help)
+    def _planned(self, *values: Any) -> tuple[str, Any, Any, Advice | None]:
+        form = self.read(values)
+        told = self.desk.planned(form)
+        field = next(one for one in ltx_ui.shown(self.desk.rows[form.model]) if one.control.name == "self_refine_plan")
+        return told.html, gr.update(info=told.wrong or field.why or field.control.help), _help(told.advice), told.advice
 
     def _sized(self, model: str, name: str | None) -> tuple[Any, Any]:
         width, height = ltx_ui.presets(self.desk.rows[model]).get(name or "", (gr.skip(), gr.skip()))
@@ -212,7 +121,7 @@ class Page:
 
     def _run(self, start: Callable[[Form], Job], *values: Any) -> Iterator[list[Any]]:
         try:
-            job = start(self.form(values))
+            job = start(self.read(values))
         except LTXError as error:
             yield self._shown(state=panel.error_html(in_words(str(error))), tab="video")
             return
@@ -248,6 +157,7 @@ class Page:
             tab=tab,
             job=job.id,
             made=str(media[-1].path) if media else "",
+            rescue=self.desk.advice(job),
         )
 
     def _shown(
@@ -263,13 +173,14 @@ class Page:
         running: bool = False,
         job: str = "",
         made: str = "",
+        rescue: Advice | None = None,
     ) -> list[Any]:
         """The outputs of a job's events; what is None stays as it is."""
         kept = [gr.skip() if one is None else one for one in (preview, video, other, maps, "" if running else done)]
         buttons = [gr.update(interactive=not running)] * 2 + [gr.update(interactive=running)] * 2
         after = [gr.update(interactive=bool(made))] * 2
         tabs = gr.skip() if tab is None else gr.update(selected=tab)
-        return [tabs, state, *kept[:4], kept[4], *buttons, *after, job, made]
+        return [tabs, state, *kept, _help(rescue), *buttons, *after, job, made, rescue]
 
     def _cancelled(self, job: str) -> None:
         running = self.desk.jobs.running
@@ -281,59 +192,39 @@ class Page:
         return "Go on" if label == "Pause" else "Pause"
 
     def _restored(self, path: str | None) -> list[Any]:
-        count = 7 + len(self.groups) + len(self.controls)
+        """The form of a video's settings; first what is said of it."""
+        nothing = [gr.skip()] * (4 + len(self.filled))
         if not path:
-            return [gr.skip()] * (count + 1)
+            return [gr.skip(), *nothing]
         try:
             form, caps = self.desk.restored(Path(path))
         except LTXError as error:
-            return [panel.error_html(in_words(str(error))), *[gr.skip()] * count]
-        applies = {one.control.name: one.applies for one in ltx_ui.shown(caps)}
-        frames = form.values["frames"] or caps.default_frames
-        return [
-            panel.words_html(f"the settings of {Path(path).name} are in the form now"),
-            form.model,
-            form.prompt,
-            form.negative,
-            self.desk.about(caps),
-            gr.update(choices=list(ltx_ui.presets(caps)), value=None),
-            round(frames / form.fps, 2),
-            form.fps,
-            *self._groups(caps),
-            *(gr.update(visible=applies[name], value=form.values[name]) for name in self.controls),
-        ]
+            return [panel.error_html(in_words(str(error))), *nothing]
+        told = panel.words_html(f"the settings of {Path(path).name} are in the form now")
+        return [told, *self._form_of(form, caps)]
+
+    def _advised(self, given: Advice | None, *values: Any) -> list[Any]:
+        """The form as the button's advice has it."""
+        if given is None:
+            return [gr.skip()] * (4 + len(self.filled))
+        return self._form_of(*self.desk.advised(self.read(values), given))
+
+    def _form_of(self, form: Form, caps: Caps) -> list[Any]:
+        return [form.model, form.prompt, form.negative, list(form.styles), *self.fill(form, caps)]
 
     def _seed(self, path: str) -> Any:
         """The seed of the last video into its field."""
         return self.desk.restored(Path(path))[0].values["seed"] if path else gr.skip()
 
-    def _look(self, event: gr.SelectData) -> str:
-        _, caption = self.desk.earlier()[event.index]
-        return panel.words_html(caption)
+    def _look(self, event: gr.SelectData) -> tuple[str, str, Any]:
+        path, _ = self.desk.earlier()[event.index]
+        return self.desk.settings(Path(path)), path, gr.update(interactive=True)
+
+
+def _help(given: Advice | None) -> Any:
+    """The button that does what would help."""
+    return gr.update(visible=given is not None, value=given.label if given else "")
 
 
 def _frames(model: str, seconds: float | None, fps: float | None) -> int:
     return get_frames(round((seconds or 0) * (fps or 24)) + 1)
-
-
-def component(one: ltx_ui.Shown) -> Any:
-    """A control as gradio has it."""
-    control = one.control
-    low, high, step = control.span or (0, 1, 1)
-    kinds: dict[str, tuple[Any, Update]] = {
-        "slider": (gr.Slider, {"minimum": low, "maximum": high, "step": step}),
-        "number": (gr.Number, {"precision": 0}),
-        "checkbox": (gr.Checkbox, {}),
-        "choice": (gr.Dropdown, {"choices": [(name or "none", name) for name in control.choices]}),
-        "image": (gr.Image, {"type": "filepath", "height": 220}),
-        "files": (gr.File, {"file_count": "multiple", "file_types": ["image"]}),
-        "video": (gr.Video, {"height": 220}),
-        "text": (gr.Textbox, {"max_lines": 1}),
-        "lines": (gr.Textbox, {"lines": 2}),
-    }
-    kind, given = kinds[control.kind]
-    label = control.label.removeprefix("LTX ")
-    label = label[0].upper() + label[1:]
-    if control.kind not in ("image", "files", "video"):
-        given |= {"info": control.help, "min_width": 200}
-    return kind(label=label, value=one.value, visible=one.applies, elem_id=f"ltx_{control.name}", **given)

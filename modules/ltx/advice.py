@@ -1,0 +1,92 @@
+"""What to change where a job cannot be done: the next cheaper settings, or another variant, as values of the form.
+
+Decided from the plan and the catalogue; knows no page and no host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modules.ltx.errors import LTXError, OutOfMemory
+from modules.ltx.ltx_capabilities import Caps
+from modules.ltx.ltx_util import get_frames
+from modules.ltx.plan import Plan
+from modules.ltx.request import Request
+from modules.ltx.tiles import LADDER
+
+_LEAST_SIDE, _LEAST_FRAMES = 256, 25  # below these a smaller clip is no clip that anybody wants
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`label`: what a button says; `values`: of controls, by name; `model`: the id of another variant."""
+
+    label: str
+    values: Mapping[str, Any]
+    model: str | None = None
+
+
+def for_request(request: Request, caps: Caps, rows: Iterable[Caps]) -> Advice | None:
+    """For a request that cannot be planned: what is missing is a picture, or the model."""
+    several = list(rows)
+    if caps.unavailable:
+        return nano(caps, several)
+    if caps.is_i2v and not request.images and request.prefix is None:
+        other = _sibling(caps, several, mode="T2V", quantization=caps.quantization)
+        return Advice("Make it from text alone", {}, other.id) if other else None
+    return None
+
+
+def for_job(error: LTXError, plan: Plan, rows: Iterable[Caps]) -> Advice | None:
+    """For a job that failed: `plan` is what it did."""
+    several = list(rows)
+    if not isinstance(error, OutOfMemory):
+        return None if plan.caps.source.startswith("nano:") else nano(plan.caps, several)
+    if error.phase in ("load", "encode"):
+        small = _sibling(plan.caps, several, mode=plan.caps.mode, quantization="sdnq-int4")
+        return Advice("Take its SDNQ-4Bit weights", {}, small.id) if small and small.id != plan.caps.id else None
+    return (_smaller_tiles(plan) if error.phase == "decode" else None) or _smaller(plan)
+
+
+def nano(caps: Caps, rows: Iterable[Caps]) -> Advice | None:
+    """The built-in model of the same kind, which needs nothing; None where it is that already."""
+    if caps.source.startswith("nano:"):
+        return None
+    found = [row for row in rows if row.source.startswith("nano:") and row.is_ltx_2_3 and row.mode == caps.mode]
+    found.sort(key=lambda row: row.is_distilled != caps.is_distilled)
+    own = {"width": None, "height": None, "frames": None}
+    return Advice("Use LTX-Nano, which is built in", own, found[0].id) if found else None
+
+
+def _sibling(caps: Caps, rows: Iterable[Caps], *, mode: str, quantization: str) -> Caps | None:
+    """The variant that is the same but for these two."""
+
+    def alike(row: Caps) -> bool:
+        same = row.generation == caps.generation and row.is_distilled == caps.is_distilled
+        ours = row.source.startswith("nano:") == caps.source.startswith("nano:")
+        return same and ours and row.mode == mode and row.quantization == quantization and not row.unavailable
+
+    return next(filter(alike, rows), None)
+
+
+def _smaller_tiles(plan: Plan) -> Advice | None:
+    """The next smaller tiles that cut this clip into more."""
+    size, frames = min(plan.decode.tile_size, max(plan.width, plan.height)), min(plan.decode.tile_frames, plan.frames)
+    tile = next((tile for tile in LADDER if tile.size < size or (tile.size == size and tile.frames < frames)), None)
+    if tile is None:
+        return None
+    said = f"Decode in tiles of {tile.size} pixels and {tile.frames} frames"
+    return Advice(said, {"tile_size": tile.size, "tile_frames": tile.frames})
+
+
+def _smaller(plan: Plan) -> Advice | None:
+    """Half the pixels, else half the frames."""
+    step = plan.caps.grid * (2 if plan.request.refine else 1)
+    ratio = plan.request.upsample or 1.0
+    width, height = (max(round(side / ratio * 0.7 / step) * step, step) for side in (plan.width, plan.height))
+    if min(width, height) >= _LEAST_SIDE or plan.frames <= _LEAST_FRAMES:
+        return Advice(f"Make it {width}x{height}", {"width": width, "height": height})
+    frames = get_frames(plan.frames // 2, plan.caps.frame_ratio)
+    return Advice(f"Make {frames} frames of it", {"frames": frames})

@@ -1,0 +1,79 @@
+"""Controls of `ltx_controls.py` as components of current gradio, the page's looks, and its few lines of script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from modules.ltx import ltx_ui
+
+# Fonts of the machine alone: the page loads nothing from elsewhere.
+_FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+CSS = """
+.ltx-about {opacity: .85; padding: 0 .6em}
+.ltx-panel table, .ltx-panel th, .ltx-panel td {border: none}
+footer {display: none !important}
+"""
+KEYS = """() => document.addEventListener('keydown', (event) => {
+    const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
+    if (event.key === 'Escape') press('ltx_cancel');
+})"""
+# What one of the two players does, the other does too; events of media do not bubble, but they are captured.
+IN_STEP = """() => {
+    const pair = () => ['ltx_video', 'ltx_other'].map((id) => document.querySelector(`#${id} video`));
+    const follow = (event, apart) => {
+        const [one, two] = pair(), from = event.target, to = from === one ? two : from === two ? one : null;
+        if (!to || !to.offsetParent) return;
+        if (Math.abs(to.currentTime - from.currentTime) > apart) to.currentTime = from.currentTime;
+        to.playbackRate = from.playbackRate;
+        if (from.paused && !to.paused) to.pause();
+        if (!from.paused && to.paused) to.play().catch(() => {});
+    };
+    for (const name of ['play', 'pause', 'seeked', 'ratechange'])
+        document.addEventListener(name, (event) => follow(event, 0.04), true);
+    // While they play only a drift that can be seen is worth a jump.
+    document.addEventListener('timeupdate', (event) => {
+        if (event.target === pair()[0] && !event.target.paused) follow(event, 0.15);
+    }, true);
+}"""
+
+
+def theme() -> Any:
+    return gr.themes.Default(font=_FONT, font_mono=_MONO)
+
+
+def component(one: ltx_ui.Shown) -> Any:
+    """A control as gradio has it."""
+    control = one.control
+    low, high, step = control.span or (0, 1, 1)
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "slider": (gr.Slider, {"minimum": low, "maximum": high, "step": step}),
+        "number": (gr.Number, {"precision": 0}),
+        "checkbox": (gr.Checkbox, {}),
+        "choice": (gr.Dropdown, {"choices": [(name or "none", name) for name in control.choices]}),
+        "image": (gr.Image, {"type": "filepath", "height": 220}),
+        "files": (gr.File, {"file_count": "multiple", "file_types": ["image"]}),
+        "video": (gr.Video, {"height": 220}),
+        "text": (gr.Textbox, {"max_lines": 1}),
+        "lines": (gr.Textbox, {"lines": 2}),
+    }
+    kind, given = kinds[control.kind]
+    label = control.label.removeprefix("LTX ")
+    label = label[0].upper() + label[1:]
+    if _worded(one):
+        given |= {"info": one.why or control.help, "min_width": 200}
+    shown = {"visible": one.visible, "interactive": one.applies}
+    return kind(label=label, value=one.value, elem_id=f"ltx_{control.name}", **shown, **given)
+
+
+def update(one: ltx_ui.Shown, value: Any) -> Any:
+    """The control as another variant has it: shown, or greyed with the reason."""
+    words = {"info": one.why or one.control.help} if _worded(one) else {}
+    return gr.update(visible=one.visible, interactive=one.applies, value=value, **words)
+
+
+def _worded(one: ltx_ui.Shown) -> bool:
+    """Whether its help stands at it."""
+    return one.control.kind not in ("image", "files", "video")

@@ -1,0 +1,158 @@
+"""The web UI's tab under gradio 3.43.2, as SD.Next has it: a process with that version first in its path.
+
+That version ignores arguments that it does not know with no more than a warning, so its warnings are errors here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modules.ltx.ltx_capabilities import all_caps
+from modules.ltx.ltx_ui import CONTROLS, sections, shown
+from tests.test_mounting import UI, in_ui
+
+WANTED = Path(__file__).with_name("host_gradio.txt")
+MORE = {
+    "shared.py": UI["shared.py"]
+    + """
+        class Styles:
+            def apply_styles_to_prompt(self, prompt, names): return ', '.join([prompt, *names])
+            apply_negative_styles_to_prompt = apply_styles_to_prompt
+        prompt_styles = Styles()
+    """,
+    "lora/__init__.py": "",
+    "lora/lora_load.py": "available_networks = {}",
+    "errors.py": "def display(error, name): raise error",
+    "progress.py": UI["progress.py"].replace("():", "(name):") + "\npending_tasks = {}",
+}
+BUILT = """
+    import warnings
+    import gradio as gr
+    from gradio.deprecation import GradioDeprecationWarning, GradioUnusedKwargWarning
+    for kind in (GradioDeprecationWarning, GradioUnusedKwargWarning):
+        warnings.simplefilter('error', kind)
+    start()
+    import modules.ltx.ltx_ui as ltx_ui
+    from modules.ltx.hosts import sdnext_tab
+    with gr.Blocks() as page:
+        prompt, negative, styles = gr.Textbox(), gr.Textbox(), gr.Dropdown(choices=['film'], multiselect=True)
+        fps, interpolate = gr.Slider(1, 60, 24), gr.Slider(0, 8, 0)
+        codec, ext, options = gr.Dropdown(['libx264']), gr.Dropdown(['mp4']), gr.Textbox('crf:16')
+        ticks = [gr.Checkbox() for _ in range(4)]
+        theirs = [prompt, negative, styles, gr.Dropdown([]), fps, interpolate, codec, ext, options, *ticks]
+        assert len(theirs) == 13
+        before = len(page.blocks)
+        with gr.Tab('LTX', id='ltx-tab'):
+            ltx_ui.create_ui(*theirs)
+    ours = list(page.blocks.values())[before:]
+    handlers = {one.fn.__name__: one.fn for one in page.fns if one.fn is not None}
+"""
+
+
+@pytest.fixture(scope="module")
+def old_gradio() -> Path:
+    """A folder with that gradio; installed once, under its name when it is complete."""
+    folder = Path(sys.prefix) / f"host-gradio-{hash_of(WANTED)}"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=sys.prefix) as made:
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                f"{made}/all",
+                "-r",
+                str(WANTED),
+            ]
+            done = subprocess.run(pip, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"gradio 3.43.2 cannot be installed here: {done.stderr.strip()[-200:]}")
+            if not folder.is_dir():  # another worker may have been first
+                shutil.move(f"{made}/all", folder)
+    return folder
+
+
+def hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes() + sys.version.encode()).hexdigest()[:12]
+
+
+@pytest.fixture(scope="module")
+def built(old_gradio: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the page of such a UI holds, and what its handlers answer."""
+    code = (
+        BUILT
+        + """
+    from modules.ltx.hosts.sdnext_rows import caps_of
+    rows = [name for name in next(b for b in ours if b.elem_id == 'ltx_model').choices]
+    rows = [row[0] if isinstance(row, (list, tuple)) else row for row in rows]
+    answers = {}
+    for row in rows:
+        caps = caps_of(row)
+        if caps is not None:
+            answers[caps.label] = handlers['change'](row)
+    values = [24, 0, 'libx264', 'mp4', 'crf:16', True, False, False, False]
+    def controls(**moved):
+        return [moved.get(one.name, None) for one in ltx_ui.CONTROLS]
+    def plan(model, **moved):
+        return handlers['planned'](model, 'a red ball', '', ['film'], *values, *controls(**moved))
+    def ran(model, prompt='a ball', codec='libx264', **moved):
+        output = [codec if value == 'libx264' else value for value in values]
+        return list(handlers['run']('task(1)', '', model, prompt, '', [], *output, *controls(**moved)))[-1][1]
+    nano = 'LTX-Nano 2.3 T2V Distilled'
+    print(json.dumps({
+        'gradio': gr.__version__, 'lines': lines, 'ids': [one.elem_id for one in ours if one.elem_id],
+        'labels': [one.label for one in ours if getattr(one, 'label', None)],
+        'answers': answers, 'handlers': sorted(handlers),
+        'plan': plan(nano, self_refine='p1', self_refine_plan='2-6:2'),
+        'wrong': plan(nano, self_refine='p1', self_refine_plan='2-x:2'),
+        'none': plan('a heading'), 'image': plan('LTX-Nano 2.3 I2V Distilled'),
+        'runs': [ran('a heading'), ran('LTX-Nano 2.3 I2V Distilled'), ran(nano, codec='none'),
+                 ran(nano, prompt='<lora:gone:1> <b>'), ran(nano, self_refine='p1', self_refine_plan='<b>')],
+    }))
+    """
+    )
+    return in_ui(tmp_path_factory.mktemp("ui"), code, str(old_gradio), **MORE)
+
+
+def test_the_tab_is_built_with_what_the_ui_looks_for(built: Any) -> None:
+    assert built["gradio"] == "3.43.2"
+    assert all("installed from" in line for line in built["lines"])
+    assert {"ltx_generate_btn", "ltx_settings", "ltx-output-column"} <= set(built["ids"])
+    assert {f"ltx_{control.name}" for control in CONTROLS} <= set(built["ids"])
+    ours = [label for label in built["labels"] if label in {control.label for control in CONTROLS}]
+    assert len(ours) == len(set(ours)) == len(CONTROLS)
+    assert {"change", "planned", "run"} <= set(built["handlers"])
+
+
+def test_each_variant_has_the_controls_it_has(built: Any) -> None:
+    known = {caps.label: caps for caps in all_caps() if not caps.unavailable}
+    assert len(built["answers"]) >= len(known) - 6  # a machine may lack what some need
+    for label, (_, *updates) in built["answers"].items():
+        caps = known[label]
+        groups, controls = updates[: len(sections(caps))], updates[len(sections(caps)) :]
+        assert [update["visible"] for update in groups] == list(sections(caps).values())
+        assert [update["interactive"] for update in controls] == [one.applies for one in shown(caps)], label
+        assert [update["visible"] for update in controls] == [one.visible for one in shown(caps)], label
+
+
+def test_plans_and_refusals_are_shown(built: Any) -> None:
+    assert built["plan"].count("<circle") == 13
+    assert "you get" in built["plan"]
+    for name, sentence in {"wrong": "2-x", "none": "no model is selected", "image": "add an image"}.items():
+        assert "role='alert'" in built[name]
+        assert sentence in built[name]
+    sentences = ("no model is selected", "starts from an image", "nothing would be saved", "lora:gone", "plan")
+    for told, sentence in zip(built["runs"], sentences, strict=True):
+        assert sentence in told
+        assert "<b>" not in told
