@@ -17,6 +17,8 @@ import pytest
 
 from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.ltx_ui import CONTROLS, sections, shown
+from modules.ltx.media import write_video
+from tests.media_kit import FAST, moving
 from tests.test_mounting import UI, in_ui
 
 WANTED = Path(__file__).with_name("host_gradio.txt")
@@ -63,18 +65,8 @@ def old_gradio() -> Path:
     folder = Path(sys.prefix) / f"host-gradio-{hash_of(WANTED)}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=sys.prefix) as made:
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--no-deps",
-                "--target",
-                f"{made}/all",
-                "-r",
-                str(WANTED),
-            ]
+            wanted = ["--no-deps", "--target", f"{made}/all", "-r", str(WANTED)]
+            pip = [sys.executable, "-m", "pip", "install", "-q", *wanted]
             done = subprocess.run(pip, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 pytest.skip(f"gradio 3.43.2 cannot be installed here: {done.stderr.strip()[-200:]}")
@@ -90,8 +82,14 @@ def hash_of(file: Path) -> str:
 @pytest.fixture(scope="module")
 def built(old_gradio: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the page of such a UI holds, and what its handlers answer."""
+    folder = tmp_path_factory.mktemp("ui")
+    request = {"model": "nano-2.3-dev-condition", "prompt": "a blue square", "seed": 77, "steps": 5}
+    request |= {"images": [{"path": "/gone/first.png", "frame": 0}], "fps": 24}
+    metadata = {"request": request, "media": {"/gone/first.png": "0"}}
+    write_video(folder / "made.mp4", moving(2), fps=24, sound=None, metadata=metadata, encoding=FAST)
     code = (
-        BUILT
+        f"    made = {str(folder / 'made.mp4')!r}\n"
+        + BUILT
         + """
     from modules.ltx.hosts.sdnext_rows import caps_of
     rows = [name for name in next(b for b in ours if b.elem_id == 'ltx_model').choices]
@@ -110,7 +108,11 @@ def built(old_gradio: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         output = [codec if value == 'libx264' else value for value in values]
         return list(handlers['run']('task(1)', '', model, prompt, '', [], *output, *controls(**moved)))[-1][1]
     nano = 'LTX-Nano 2.3 T2V Distilled'
+    from types import SimpleNamespace
+    first = handlers['restore'](SimpleNamespace(name=made))
     print(json.dumps({
+        'restored': [update.get('value') for update in first], 'empty': handlers['restore'](None)[0]['value'],
+        'seed': [handlers['seed_of'](made), handlers['seed_of'](None), handlers['seed_of']('gone.mp4')],
         'gradio': gr.__version__, 'lines': lines, 'ids': [one.elem_id for one in ours if one.elem_id],
         'labels': [one.label for one in ours if getattr(one, 'label', None)],
         'answers': answers, 'handlers': sorted(handlers),
@@ -122,7 +124,7 @@ def built(old_gradio: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     }))
     """
     )
-    return in_ui(tmp_path_factory.mktemp("ui"), code, str(old_gradio), **MORE)
+    return in_ui(folder, code, str(old_gradio), **MORE)
 
 
 def test_the_tab_is_built_with_what_the_ui_looks_for(built: Any) -> None:
@@ -144,6 +146,16 @@ def test_each_variant_has_the_controls_it_has(built: Any) -> None:
         assert [update["visible"] for update in groups] == list(sections(caps).values())
         assert [update["interactive"] for update in controls] == [one.applies for one in shown(caps)], label
         assert [update["visible"] for update in controls] == [one.visible for one in shown(caps)], label
+
+
+def test_a_video_restores_its_settings(built: Any) -> None:
+    said, model, prompt, _, _, *updates = built["restored"]
+    assert "the settings of made.mp4 are in the form now; first.png is not where it was any more" in said
+    assert (model, prompt) == ("LTX-Nano 2.3 Condition Dev", "a blue square")
+    values = dict(zip((control.name for control in CONTROLS), updates[-len(CONTROLS) :], strict=True))
+    assert (values["seed"], values["steps"], values["first_image"]) == (77, 5, None)
+    assert "there is no video yet" in built["empty"]
+    assert built["seed"] == [77, -1, -1]
 
 
 def test_plans_and_refusals_are_shown(built: Any) -> None:

@@ -145,7 +145,8 @@ def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     assert "stage 1" in told
     assert job.preview is not None
     assert max(job.preview.size) == 512
-    again, caps = desk.restored(media.path)
+    again, caps, said = desk.restored(media.path)
+    assert said == f"the settings of {media.path.name} are in the form now"
     assert caps.id == asked.model
     assert desk.request(again) == desk.request(asked)
     settings = desk.settings(media.path)

@@ -68,13 +68,29 @@ def variants(host: Host) -> tuple[Caps, ...]:
 
 def request_of_file(path: Path) -> dict[str, object]:
     """The request that made an mp4 of ours, as `Request.parse` takes it. Its images must be unchanged."""
+    request, gone = _stored(path)
+    for name in gone:
+        raise RequestError(f"--from {path}: its {name} is missing or was changed; put it back, or name another file.")
+    return request
+
+
+def settings_of_file(path: Path) -> tuple[Request, list[str]]:
+    """The request that made an mp4 of ours, for a form: pictures and videos that are missing or were changed since are
+    left out; they are named, too."""
+    values, gone = _stored(path)
+    images, prefix = values.get("images"), values.get("prefix")
+    if isinstance(images, (list, tuple)):
+        values["images"] = [at for at in images if not (isinstance(at, Mapping) and at.get("path") in gone)]
+    if isinstance(prefix, Mapping) and prefix.get("path") in gone:
+        values["prefix"] = None
+    return Request.parse(values), [Path(name).name for name in gone]
+
+
+def _stored(path: Path) -> tuple[dict[str, object], list[str]]:
+    """The request in an mp4 of ours, and which of its files are not what they were."""
     found = read_metadata(path)
     request, media = found.get("request"), found.get("media")
     if not isinstance(request, Mapping) or not isinstance(media, Mapping):
         raise RequestError(f"--from {path}: it holds no request; give an mp4 that this program wrote.")
-    for name, digest in media.items():
-        if not Path(name).is_file() or file_digest(Path(name)) != digest:
-            raise RequestError(
-                f"--from {path}: its {name} is missing or was changed; put it back, or name another file."
-            )
-    return dict(request)
+    gone = [name for name, digest in media.items() if not Path(name).is_file() or file_digest(Path(name)) != digest]
+    return dict(request), gone

@@ -59,9 +59,11 @@ def outputs(caps: Caps) -> tuple[Shown, ...]:
 
 
 def blocks(several: Iterable[Shown]) -> Iterator[tuple[bool, list[Shown]]]:
-    """Controls in their order, as a page lays them out: large ones (True) below one another, small ones in a row."""
+    """Controls in their order, as a page lays them out: large ones (True) below one another, small ones in pairs."""
     for large, ones in itertools.groupby(several, lambda one: one.control.kind in _LARGE):
-        yield large, list(ones)
+        row = list(ones)
+        step = len(row) if large else 2
+        yield from ((large, row[n : n + step]) for n in range(0, len(row), step))
 
 
 def sections(caps: Caps) -> dict[str, bool]:

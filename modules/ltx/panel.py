@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx.cli_show import PHASES, extras, guidance_words, memory_text
+from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.recipe import memory_gb
 from modules.ltx.serve_request import in_words
@@ -38,6 +39,18 @@ class Around:
     download: float | None = 0.0
     free: float | None = None
     seconds: float | None = None
+
+
+def about_html(caps: Caps, here: bool) -> str:
+    """What a variant is and needs, in a line; `here`: its weights are on this machine."""
+    kind = "Distilled, without guidance" if caps.is_distilled else "Dev, with guidance"
+    first = "text and a first image" if caps.is_i2v else "text"
+    takes = "text and images at any frame" if caps.supports_multi_condition else first
+    need = memory_gb(caps)["weights"]
+    weights = "runs anywhere" if need < 0.1 else f"{need:g} GB of weights" + ("" if here else ", to download first")
+    why = f"<br><b>cannot run here: {escape('; '.join(caps.unavailable))}</b>" if caps.unavailable else ""
+    sound = "sound" if caps.supports_audio else "no sound"
+    return f"LTX {escape(caps.generation)} {kind}; takes {takes}; {sound}; {weights}{why}"
 
 
 def plan_html(plan: Plan, around: Around | None = None) -> str:
@@ -171,8 +184,8 @@ def words_html(sentence: str) -> str:
     return _panel(f"<p>{escape(in_words(sentence))}</p>")
 
 
-def result_html(state: State) -> str:
-    """What a job delivered: the file, its stages and times, what the self-refiner did, notes."""
+def result_html(state: State, more: Sequence[str] = ()) -> str:
+    """What a job delivered: the file, its stages and times, what the self-refiner did, notes; `more` notes behind."""
     media, plan = state.media, state.plan
     if media is None:
         return ""
@@ -189,8 +202,15 @@ def result_html(state: State) -> str:
         f"<p>{escape(memory_text(state.timings))}</p>",
         *(_refined(done) for done in state.refined),
     ]
-    notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in (*plan.notes[1:], *state.notes))
+    notes = "".join(f"<li>{escape(in_words(note))}</li>" for note in (*plan.notes[1:], *state.notes, *more))
     return _panel("".join(lines) + (f"<ul>{notes}</ul>" if notes else ""))
+
+
+def missing(names: Sequence[str]) -> str:
+    """How a sentence goes on where files of a video are not there any more."""
+    if not names:
+        return ""
+    return f"; {', '.join(names)} {'are' if len(names) > 1 else 'is'} not where it was any more: give it again"
 
 
 def settings_html(name: str, asked: Mapping[str, Any]) -> str:

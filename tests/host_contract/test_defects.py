@@ -237,8 +237,9 @@ def generated(output: Sequence[object]) -> str:
 
 def test_the_tab_says_what_of_the_output_tab_it_does_not_follow(sdnext: SDNext) -> None:
     said = generated([24, 2, "prores_ks", "mkv", "crf:30", True, False, True, False])
-    assert ".mp4, seed 1" in said
-    assert said.endswith("codec prores_ks (it is H.264), format mkv (it is mp4), interpolation, safetensors")
+    assert ", seed 1<" in said
+    assert "<li>of the Output tab is not followed: codec prores_ks (it is H.264), format mkv (it is mp4), " in said
+    assert "interpolation, safetensors</li>" in said
     for codec in ("libx264", "libx265", "libsvtav1"):
         assert "not followed" not in generated([24, 0, codec, "mp4", "crf:30", True, False, False, False])
     assert "nothing would be saved" in generated([24, 0, "none", "mp4", "", True, False, False, False])

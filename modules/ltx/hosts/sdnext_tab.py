@@ -58,7 +58,7 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
             generate = gr.Button("Generate", elem_id="ltx_generate_btn", variant="primary", visible=False)
             with gr.Row():
                 model = gr.Dropdown(label="LTX model", choices=rows, value=chosen, elem_id="ltx_model")
-            told = gr.HTML(value=_about(caps), elem_id="ltx_about")
+            told = gr.HTML(value=panel.about_html(caps, True), elem_id="ltx_about")
             visible = ltx_ui.sections(caps)
             for section in ltx_ui.SECTIONS:
                 ident = f"ltx_{section.lower().replace(' ', '_').replace('-', '_')}_accordion"
@@ -70,13 +70,17 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
             video = gr.Video(label="Output", show_label=False, elem_id="ltx_output_video", height=512)
             text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
             plan = gr.HTML("", elem_id="ltx_plan", show_label=False)
+            file, again, seed, said = _restoring(gr)
 
     def change(name: str) -> list[Any]:
         row = caps_of(name or "")
         if row is None:
             return [gr.update() for _ in range(1 + len(groups) + len(made))]
         seen = ltx_ui.sections(row)
-        updates = [gr.update(value=_about(row)), *(gr.update(visible=seen[section]) for section in groups)]
+        updates = [
+            gr.update(value=panel.about_html(row, True)),
+            *(gr.update(visible=seen[section]) for section in groups),
+        ]
         return updates + [
             gr.update(visible=one.visible, interactive=one.applies, value=one.value, **_why(one)) for one in _shown(row)
         ]
@@ -90,6 +94,23 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
     for one in (prompt, output[0], *made.values()):
         # A change of model changes every control, but nobody put anything into them.
         (one.input if hasattr(one, "input") else one.change)(queue=False, **plans)
+
+    def restore(given: Any) -> list[Any]:
+        """What a video was made with, into the form; first what is said of it."""
+        try:
+            request, row, sentence = settings(given, rows)
+        except LTXError as error:
+            return [gr.update(value=panel.error_html(str(error))), *[gr.update()] * (4 + len(groups) + len(made))]
+        values, updates = ltx_ui.values_of(request, row), change(row.label)
+        for update, one in zip(updates[-len(made) :], _shown(row), strict=True):
+            update["value"] = values[one.control.name]
+        words = [gr.update(value=text) for text in (row.label, request.prompt, request.negative or "")]
+        return [gr.update(value=panel.words_html(sentence)), *words, *updates]
+
+    filled = [said, model, prompt, negative, told, *groups.values(), *made.values()]
+    for event, source in ((file.upload, file), (again.click, video)):
+        event(fn=restore, inputs=[source], outputs=filled, show_progress="hidden").then(**plans)
+    seed.click(fn=seed_of, inputs=[video], outputs=[made["seed"]], show_progress="hidden")
     task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
     generate.click(
         fn=run,
@@ -98,6 +119,17 @@ def _build(gr: Any, theirs: Sequence[Any]) -> None:
         outputs=[video, text],
         show_progress="hidden",
     )
+
+
+def _restoring(gr: Any) -> tuple[Any, Any, Any, Any]:
+    """What fills the form with the settings of a video."""
+    with gr.Accordion(label="Settings of a video", open=False, elem_id="ltx_restore_accordion"):
+        file = gr.File(label="LTX video that was made here", file_types=[".mp4"], elem_id="ltx_restore")
+        with gr.Row():
+            again = gr.Button("Use the last video's settings", elem_id="ltx_again")
+            seed = gr.Button("Use its seed", elem_id="ltx_same")
+        said = gr.HTML("", elem_id="ltx_told", show_label=False)
+    return file, again, seed, said
 
 
 def _shown(caps: Caps) -> list[ltx_ui.Shown]:
@@ -147,12 +179,28 @@ def _why(one: ltx_ui.Shown) -> dict[str, str]:
     return {} if one.control.kind in ("image", "files", "video") else {"info": one.why}
 
 
-def _about(caps: Caps) -> str:
-    """What the variant is and needs, in a line."""
-    what = "Distilled" if caps.is_distilled else "Dev"
-    takes = "any images and a video" if caps.supports_multi_condition else "a first image" if caps.is_i2v else "text"
-    needs = "" if caps.source.startswith("nano:") else f", about {caps.transformer_gb + caps.text_encoder_gb:.0f} GB"
-    return html.escape(f"LTX {caps.generation} {what}: from {takes}{needs}")
+def settings(given: Any, rows: Sequence[str]) -> tuple[Request, Caps, str]:
+    """The request in an mp4 of ours, its row in the UI, and a sentence. Raises RequestError where there is none."""
+    if not given:
+        raise RequestError("there is no video yet: make one, or drop an mp4 that was made here.")
+    path = Path(getattr(given, "name", given))
+    try:
+        request, gone = front.settings_of_file(path)
+    except LTXError as error:
+        raise RequestError(str(error).replace("--from ", "").replace(str(path), path.name)) from error
+    caps = next((row for name in rows if (row := caps_of(name)) and request.model in (row.id, row.label, name)), None)
+    if caps is None:
+        raise RequestError(f"{path.name}: it was made with {request.model}, which is not in the list of models.")
+    return request, caps, f"the settings of {path.name} are in the form now{panel.missing(gone)}"
+
+
+def seed_of(given: Any) -> Any:
+    """The seed of a video of ours; -1 where there is none."""
+    try:
+        seed = front.settings_of_file(Path(str(given)))[0].seed if given else None
+    except LTXError:
+        seed = None
+    return -1 if seed is None else seed
 
 
 def planned(model: str, *values: Any) -> str:
@@ -214,11 +262,7 @@ def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str 
         )
     else:
         assert state.media is not None
-        seconds = ", ".join(f"{timing.phase} {timing.seconds:.1f} s" for timing in state.timings)
-        said = (*plan.notes[1:], *state.notes, output.not_followed())
-        notes = "; ".join(in_words(note) for note in said if note)
-        told = f"LTX: {state.media.path.name}, seed {state.seed} | {seconds}" + (f" | {notes}" if notes else "")
-        yield str(state.media.path), html.escape(told)
+        yield str(state.media.path), panel.result_html(state, list(filter(None, [output.not_followed()])))
 
 
 def _asked(model: str, values: Sequence[Any], output: Output, folder: Path | None) -> tuple[Request, Encoding]:

@@ -7,12 +7,14 @@ from typing import Any
 import gradio as gr
 
 from modules.ltx import ltx_ui
+from modules.ltx.serve_request import in_words
 
 # Fonts of the machine alone: the page loads nothing from elsewhere.
 _FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 CSS = """
 .ltx-about {opacity: .85; padding: 0 .6em}
-.ltx-panel table, .ltx-panel th, .ltx-panel td {border: none}
+.ltx-panel table, .ltx-panel tr {border: none !important}
+.ltx-panel th, .ltx-panel td {border: none !important; border-bottom: 1px solid rgba(128, 128, 128, .3) !important}
 footer {display: none !important}
 """
 KEYS = """() => document.addEventListener('keydown', (event) => {
@@ -63,15 +65,19 @@ def component(one: ltx_ui.Shown) -> Any:
     label = control.label.removeprefix("LTX ")
     label = label[0].upper() + label[1:]
     if _worded(one):
-        given |= {"info": one.why or control.help, "min_width": 200}
+        given |= {"info": _words(one), "min_width": 160}
     shown = {"visible": one.visible, "interactive": one.applies}
     return kind(label=label, value=one.value, elem_id=f"ltx_{control.name}", **shown, **given)
 
 
 def update(one: ltx_ui.Shown, value: Any) -> Any:
     """The control as another variant has it: shown, or greyed with the reason."""
-    words = {"info": one.why or one.control.help} if _worded(one) else {}
+    words = {"info": _words(one)} if _worded(one) else {}
     return gr.update(visible=one.visible, interactive=one.applies, value=value, **words)
+
+
+def _words(one: ltx_ui.Shown) -> str:
+    return one.why or in_words(one.control.help)
 
 
 def _worded(one: ltx_ui.Shown) -> bool:

@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from modules.ltx import advice, ltx_ui, pace, panel, styles
 from modules.ltx.advice import Advice
 from modules.ltx.errors import LTXError, RequestError
-from modules.ltx.front import request_of_file, settle, variants
+from modules.ltx.front import settings_of_file, settle, variants
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.media import Encoding
 from modules.ltx.media_in import read_metadata
@@ -86,23 +85,7 @@ class Desk:
 
     def about(self, caps: Caps) -> str:
         """What a variant is and needs, in a line."""
-        kind = "Distilled, without guidance" if caps.is_distilled else "Dev, with guidance"
-        takes = (
-            "text and images at any frame"
-            if caps.supports_multi_condition
-            else "text and a first image"
-            if caps.is_i2v
-            else "text"
-        )
-        need = memory_gb(caps)["weights"]
-        memory = (
-            "runs anywhere"
-            if need < 0.1
-            else f"{need:g} GB of weights" + ("" if on_this_machine(caps) else ", to download first")
-        )
-        why = f"<br><b>cannot run here: {escape('; '.join(caps.unavailable))}</b>" if caps.unavailable else ""
-        sound = "sound" if caps.supports_audio else "no sound"
-        return f"LTX {caps.generation} {kind}; takes {takes}; {sound}; {memory}{why}"
+        return panel.about_html(caps, on_this_machine(caps))
 
     def request(self, form: Form) -> Request:
         """Raises RequestError for what cannot be asked."""
@@ -205,18 +188,19 @@ class Desk:
             known = known.after(state.plan, self._device, state.timings)
         pace.write(self._learned, known)
 
-    def restored(self, path: Path) -> tuple[Form, Caps]:
-        """The form that made an mp4 of ours. Raises RequestError for any other file."""
+    def restored(self, path: Path) -> tuple[Form, Caps, str]:
+        """The form that made an mp4 of ours, and what is to be said. Raises RequestError for any other file."""
         try:
-            request = Request.parse(request_of_file(path))
+            request, gone = settings_of_file(path)
         except LTXError as error:
             raise RequestError(str(error).replace("--from ", "").replace(str(path), path.name)) from error
-        model = next((row for row in self.rows.values() if request.model in (row.id, row.label)), None)
-        if model is None:
+        caps = next((row for row in self.rows.values() if request.model in (row.id, row.label)), None)
+        if caps is None:
             raise RequestError(f"{path.name}: it was made with {request.model}, which is not in the list of models.")
-        caps = model
+        said = f"the settings of {path.name} are in the form now" + panel.missing(gone)
         values = ltx_ui.values_of(request, caps)
-        return Form(caps.id, request.prompt, request.negative or "", request.fps or caps.default_fps, values), caps
+        form = Form(caps.id, request.prompt, request.negative or "", request.fps or caps.default_fps, values)
+        return form, caps, said
 
     def earlier(self) -> list[tuple[str, str]]:
         """(path, caption) of the newest videos in the output folder."""

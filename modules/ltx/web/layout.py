@@ -103,7 +103,7 @@ class Layout:
         self.maps = gr.Gallery(label="Where the model was uncertain", visible=False, elem_id="ltx_maps")
         with gr.Row():
             self.again = gr.Button("Use these settings", interactive=False, elem_id="ltx_again")
-            self.same = gr.Button("Same seed", interactive=False, elem_id="ltx_same")
+            self.same = gr.Button("Use its seed", interactive=False, elem_id="ltx_same")
         self.done = gr.HTML(elem_id="ltx_done")
         self.save = gr.Button(visible=False, variant="primary", elem_id="ltx_save")
 

@@ -113,7 +113,12 @@ class Page(Layout):
         form = self.read(values)
         told = self.desk.planned(form)
         field = next(one for one in ltx_ui.shown(self.desk.rows[form.model]) if one.control.name == "self_refine_plan")
-        return told.html, gr.update(info=told.wrong or field.why or field.control.help), _help(told.advice), told.advice
+        return (
+            told.html,
+            gr.update(info=told.wrong or field.why or in_words(field.control.help)),
+            _help(told.advice),
+            told.advice,
+        )
 
     def _sized(self, model: str, name: str | None) -> tuple[Any, Any]:
         width, height = ltx_ui.presets(self.desk.rows[model]).get(name or "", (gr.skip(), gr.skip()))
@@ -197,11 +202,10 @@ class Page(Layout):
         if not path:
             return [gr.skip(), *nothing]
         try:
-            form, caps = self.desk.restored(Path(path))
+            form, caps, said = self.desk.restored(Path(path))
         except LTXError as error:
             return [panel.error_html(in_words(str(error))), *nothing]
-        told = panel.words_html(f"the settings of {Path(path).name} are in the form now")
-        return [told, *self._form_of(form, caps)]
+        return [panel.words_html(said), *self._form_of(form, caps)]
 
     def _advised(self, given: Advice | None, *values: Any) -> list[Any]:
         """The form as the button's advice has it."""
