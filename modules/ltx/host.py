@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modules.ltx.denoise import DenoiseCallback
+from modules.ltx.embeddings import Embeddings
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
 from modules.ltx.state import Event, Media
@@ -64,6 +65,9 @@ class Host(Protocol):
 
     def room(self, caps: Caps) -> int:
         """How many numbers, as the variant's VAE has them, decoding may hold: a third of all memory of the device."""
+
+    def embeddings(self, encoder: Any) -> Embeddings:
+        """What was encoded by this text encoder before."""
 
     def peak(self) -> int | None:
         """The most bytes held since it was last asked; None where nobody knows."""

@@ -16,6 +16,7 @@ import torch
 
 from modules.ltx import borrow, duration, enhance, recipe
 from modules.ltx.denoise import Attached
+from modules.ltx.embeddings import Key
 from modules.ltx.errors import LTXError
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps
@@ -59,22 +60,28 @@ def encode(state: State, host: Host) -> State:
         torch.no_grad(),  # only a pipeline's __call__ brings its own
     ):
         host.emit(Event("encode", 0, 1, planned=plan.evaluations))
-        encoded = pipe.encode_prompt(
-            prompt=plan.prompt,
-            negative_prompt=negative_prompt(plan),
-            do_classifier_free_guidance=plan.needs_negative,
-            max_sequence_length=plan.caps.max_sequence_length,
-        )
+        positive = _embedded(pipe, host, plan, plan.prompt)
+        negative = _embedded(pipe, host, plan, negative_prompt(plan)) if plan.needs_negative else (None, None)
         cut = _cut_off(pipe.tokenizer, plan)
-    prompt, mask, negative, negative_mask = encoded
-    embeds = Embeds(prompt.cpu(), mask.cpu(), _cpu(negative), _cpu(negative_mask))
+    embeds = Embeds(*positive, *negative)
     host.emit(Event("encode", 1, 1, planned=plan.evaluations, message=cut))
     encoded_state = replace(state, embeds=embeds, notes=state.notes + ((cut,) if cut else ()))
     return duration.settle(encoded_state, host)
 
 
-def _cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.cpu()
+def _embedded(pipe: Any, host: Host, plan: Plan, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A text's embeddings and mask; the encoder runs only where it has not read the text before."""
+    length = plan.caps.max_sequence_length
+    kept = host.embeddings(pipe.text_encoder)
+    key = Key(type(pipe).__name__, text, length)
+    found = kept.get(key)
+    if found is None:
+        # One text at a time: diffusers encodes prompt and negative prompt apart from one another, too.
+        asked = {"prompt": text, "do_classifier_free_guidance": False, "max_sequence_length": length}
+        embeds, mask, *_ = pipe.encode_prompt(**asked)
+        found = embeds.cpu(), mask.cpu()
+        kept.put(key, found)
+    return found
 
 
 def negative_prompt(plan: Plan) -> str:

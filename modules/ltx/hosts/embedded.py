@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
+from modules.ltx.embeddings import Embeddings
 from modules.ltx.errors import Cancelled
 from modules.ltx.hosts import hub, machine, places, quantizing, refiner
 from modules.ltx.hosts.places import Places
@@ -80,6 +81,7 @@ class EmbeddedHost:
         self._resident: _Resident | None = None
         self._upsamplers: dict[tuple[str, ...], Any] = {}
         self._shared: dict[tuple[str, ...], Any] = {}
+        self._embeddings = Embeddings()
         self._callback: DenoiseCallback | None = None
         refiner.register(self)
 
@@ -208,6 +210,9 @@ class EmbeddedHost:
         resident = self._load(caps)
         vae = next(iter(resident.pipes.values())).vae
         return machine.total_memory(resident.machine.device) // (3 * int(vae.dtype.itemsize))
+
+    def embeddings(self, encoder: Any) -> Embeddings:
+        return self._embeddings.of(encoder)
 
     def peak(self) -> int | None:
         return machine.peak_memory("cpu" if self._resident is None else self._resident.machine.device)

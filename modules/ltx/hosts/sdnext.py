@@ -22,6 +22,7 @@ from torch import Tensor
 
 from modules.ltx import preview
 from modules.ltx.denoise import DenoiseCallback
+from modules.ltx.embeddings import Embeddings
 from modules.ltx.errors import Cancelled, HostError
 from modules.ltx.hosts import machine, places, refiner
 from modules.ltx.hosts.captured import captured
@@ -48,6 +49,7 @@ class Resident:
     colours: Colours | None = None  # how its latents are shown
     siblings: dict[str, Any] = field(default_factory=dict)
     upsamplers: dict[str, Any] = field(default_factory=dict)
+    embeddings: Embeddings = field(default_factory=Embeddings)
 
     def register(self, callback: DenoiseCallback) -> None:
         self.callback = callback
@@ -291,6 +293,9 @@ class SDNextHost:
     def room(self, caps: Caps) -> int:
         vae = self._load(caps).vae
         return machine.total_memory(str(ui("devices").device)) // (3 * int(vae.dtype.itemsize))
+
+    def embeddings(self, encoder: Any) -> Embeddings:
+        return self._kept.embeddings.of(encoder)
 
     def peak(self) -> int | None:
         device = str(ui("devices").device)
