@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -288,13 +287,19 @@ def test_a_cancel_from_another_thread_stops_the_run(cache: Path, planned: Planne
 def test_switching_models_drops_the_old_one_first(cache: Path, planned: Planned, tmp_path: Path) -> None:
     import weakref
 
-    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True))
+    old: list[weakref.ref[Any]] = []
+    gone: list[bool] = []
+
+    def told(event: Event) -> None:
+        if event.message.startswith("loading"):  # before anything of the new one is read
+            gone.extend(model() is None for model in old)
+
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), told)
     run(planned("nano-2.3-distilled-t2v"), host)
     assert host._resident is not None
-    old = weakref.ref(host._resident.pipes["LTX2Pipeline"].transformer)
+    old.append(weakref.ref(host._resident.pipes["LTX2Pipeline"].transformer))
     run(planned("nano-2.0-distilled-t2v"), host)
-    gc.collect()
-    assert old() is None
+    assert gone == [True]
 
 
 def test_classes_of_one_repo_share_every_component(host: EmbeddedHost, planned: Planned, picture: Path) -> None:
