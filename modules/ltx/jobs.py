@@ -148,7 +148,7 @@ class Store:
 
     def get(self, job: str) -> Row:
         """Raises NoSuchJob, Removed."""
-        found = self._base.read(lambda base: _rows(base, "where id = ?", job))
+        found: list[Row] = self._base.read(lambda base: _rows(base, "where id = ?", job))
         if not found:
             why = self._base.read(lambda base: base.execute("select why from removed where id = ?", [job]).fetchall())
             raise Removed(f"{job}: {why[0][0]}.") if why else NoSuchJob(f"{job[:80]!r}: there is no such job.")
@@ -161,7 +161,10 @@ class Store:
         rank = "case state when 'running' then 0 when 'queued' then 1 else 2 end"
         late = "case when ended is null then -priority else -ended end, position"
         values = [value for _, value in wanted]
-        return self._base.read(lambda base: _rows(base, f"{where} order by {rank}, {late} limit ?", *values, limit))
+        found: list[Row] = self._base.read(
+            lambda base: _rows(base, f"{where} order by {rank}, {late} limit ?", *values, limit)
+        )
+        return found
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
