@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": plan,
         "generate": generate,
         "serve": serve,
+        **dict.fromkeys(("queue", "draft", "finish"), queue),
     }
     try:
         args = build_parser().parse_args(argv)
@@ -197,6 +198,14 @@ def serve(args: argparse.Namespace) -> None:
         prepare=_quiet_libraries,
         as_json=args.json,
     )
+
+
+def queue(args: argparse.Namespace) -> None:
+    """Jobs that are kept: `queue VERB`, `draft` and `finish`."""
+    from modules.ltx.cli_queue import Here
+
+    here = Here(args, _host, _quiet_libraries)
+    {"queue": here.queue, "draft": here.draft, "finish": here.finish}[args.command]()
 
 
 def _token(file: str | None) -> str | None:

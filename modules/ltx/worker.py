@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 STATE, PREVIEW = "state.safetensors", "preview.png"  # of a job, in its folder
 UNEXPECTED = "something went wrong that this program has no words for; the terminal of the server shows what"
 SHOWN = ("phase", "step", "of", "evaluations", "planned", "message", "run", "runs")  # of an Event
+_DRAFT = ("draft", "done")  # what keeps its state: it may be finished
 _BEAT = 0.25  # seconds between two looks at the queue
 _TOLD = 0.5  # seconds between two events of a phase that are written down
 _PREVIEWS = 8  # jobs whose last picture is remembered
@@ -119,6 +120,7 @@ class Worker:
                 return
             self.working = True
             self.store.recover(self._made)
+            self._sweep()
         while not self.closing and (row := self.store.claim()) is not None:
             self._watch(row)
 
@@ -135,12 +137,19 @@ class Worker:
             self._wake.clear()
             running.join(0.01)
         self.live = None
-        self._tidy(row)
+        self._tidy()
 
-    def _tidy(self, row: Row) -> None:
-        """Remove what an ended job kept, and what is too much by now; said on the terminal."""
-        if self.store.get(row.id).over and not (row.kind == "draft" and self.store.get(row.id).state == "done"):
-            self.store.clear(row.id)
+    def _sweep(self) -> None:
+        """Remove what jobs kept that are over: all of them, since their process may have died before it did that."""
+        folder = self.store.folder / "jobs"
+        kept = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        needed = {row.id for row in self.store.rows(limit=-1) if not row.over or (row.kind, row.state) == _DRAFT}
+        for name in kept - needed:
+            self.store.clear(name)
+
+    def _tidy(self) -> None:
+        """Remove what ended jobs kept, and what is too much by now; said on the terminal."""
+        self._sweep()
         for said in self.store.retain():
             print(f"queue: {said}", file=sys.stderr)
         self.uploads.forget({Path(path).stem for one in self.store.rows(limit=-1) for path in _media(one.request)})
