@@ -129,8 +129,8 @@ def argv(body: Mapping[str, Any]) -> list[str] | None:
                 words.append("--dynamic-shift" if value else "--no-dynamic-shift")
             elif value:
                 words.append(flags[name].flag)
-        elif isinstance(value, bool):
-            return None  # JSON alone has them
+        elif isinstance(value, bool) or (flags[name].kind not in ("int", "float") and not isinstance(value, str)):
+            return None  # there all is text, which JSON tells from numbers
         else:
             words.append(f"{flags[name].flag}={value}")
     return words

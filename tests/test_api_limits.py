@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
+from modules.ltx import ltx_problems
 from modules.ltx.jobs import FOLDER
-from modules.ltx.ltx_problems import KINDS, Problem, Rate, field_of
+from modules.ltx.ltx_problems import KINDS, Problem, Rate, answering, field_of, json_body
 from modules.ltx.ltx_routes import ROUTES
 from modules.ltx.media_in import read_metadata
 from modules.ltx.serve import App
@@ -52,6 +56,25 @@ def test_a_body_that_never_ends_is_cut_off(client: TestClient, app: App) -> None
     )
     refused(answer, 413, "too-large")
     assert files(app) == before
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ltx_problems, "PATIENCE", 0.1)
+
+    async def never() -> dict[str, object]:
+        await anyio.sleep(60)
+        return {}
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/slow", "headers": headers, "query_string": b""}
+
+    async def ask() -> Response:
+        async def handler(request: Request) -> Response:
+            return JSONResponse(await json_body(request))
+
+        return await answering(handler)(Request({**scope, "server": ("x", 1), "scheme": "http"}, never))
+
+    assert anyio.run(ask).status_code == 408
 
 
 def test_uploads_are_used_by_their_ids(client: TestClient, app: App, tmp_path: Path) -> None:

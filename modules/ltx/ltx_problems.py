@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -23,6 +24,7 @@ from modules.ltx.serve_request import in_words
 from modules.ltx.uploads import TooLarge, TooSlow
 
 MEDIA_TYPE = "application/problem+json"
+PATIENCE = 60.0  # seconds in which a JSON body must have come
 MOST_JSON = 8 << 20  # bytes: the longest prompt, escaped
 # name of the kind: (status, title)
 KINDS: Mapping[str, tuple[int, str]] = {
@@ -120,11 +122,15 @@ async def limited(request: Request, most: int) -> AsyncIterator[bytes]:
 
 
 async def json_body(request: Request) -> dict[str, object]:
-    """The JSON object of a body; none is an empty one. Raises Problem, TooLarge."""
+    """The JSON object of a body; none is an empty one. Raises Problem, TooLarge, TooSlow."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem("content-type", "send JSON, as application/json.")
-    data = b"".join([chunk async for chunk in limited(request, MOST_JSON)])
+    data: bytes | None = None
+    with anyio.move_on_after(PATIENCE):
+        data = b"".join([chunk async for chunk in limited(request, MOST_JSON)])
+    if data is None:
+        raise TooSlow(f"the body took over {PATIENCE:g} seconds to come; send it again.")
     if not data:
         return {}
     try:

@@ -26,8 +26,8 @@ class Route:
 
 
 _KEY = {"Idempotency-Key": "asking again with the same key makes no second job"}
-_ADDING = ("not-json", "content-type", "too-large", "request", "too-many", "machine")
-_CHANGING = ("not-json", "content-type", "too-large", "not-found", "gone", "conflict", "machine")
+_ADDING = ("not-json", "content-type", "too-large", "too-slow", "request", "too-many", "machine")
+_CHANGING = ("not-json", "content-type", "too-large", "too-slow", "not-found", "gone", "conflict", "machine")
 _OF_A_JOB = ("not-found", "gone", "machine")
 
 ROUTES: tuple[Route, ...] = (
@@ -140,7 +140,7 @@ ROUTES: tuple[Route, ...] = (
         "Queue",
         200,
         "Nothing",
-        ("not-json", "content-type", "too-large", "machine"),
+        ("not-json", "content-type", "too-large", "too-slow", "machine"),
     ),
     Route(
         "POST",
@@ -150,7 +150,7 @@ ROUTES: tuple[Route, ...] = (
         "Queue",
         200,
         "Nothing",
-        ("not-json", "content-type", "too-large", "machine"),
+        ("not-json", "content-type", "too-large", "too-slow", "machine"),
     ),
     Route(
         "POST",

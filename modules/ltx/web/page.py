@@ -272,9 +272,9 @@ class Page:
         return [tabs, state, *kept[:4], kept[4], *buttons, *after, job, made]
 
     def _cancelled(self, job: str) -> None:
-        running = self.desk.jobs.running
-        if running is not None:
-            self.desk.jobs.cancel(running)
+        shown = self.desk.jobs.get(job) or self.desk.jobs.running
+        if shown is not None:
+            self.desk.jobs.cancel(shown)
 
     def _paused(self, label: str) -> str:
         self.desk.jobs.host.pause(label == "Pause")
