@@ -103,24 +103,26 @@ def undisturbed(outputs: Path, rows: Sequence[Row]) -> dict[int, bytes]:
     return found
 
 
-def trial(folder: Path, kills: int, jobs: int, chance: random.Random) -> dict[str, Any]:
-    """`jobs` jobs under `kills` kills, then to their end."""
+def trial(folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
+    """Kills at every moment in turn, with two jobs to do at least, and then all jobs to their end."""
     outputs = folder / "outputs"
     store, host = Store(outputs), EmbeddedHost(Settings(outputs, device="cpu", offline=True))
     uploads = Uploads(store.folder / "media")
-    asked = several(Request.parse(dict(ASKED)), seeds=range(1, jobs + 1))
-    rows = submit(store, uploads, host, asked)
     struck: Counter[str] = Counter()
-    for number in range(kills):
-        moment = list(MOMENTS)[number % len(MOMENTS)]
-        if kill_at(store, start(outputs), moment, chance.random() * 0.15):
-            struck[moment] += 1
-    while any(not row.over for row in store.rows()):
+    tries, added = 0, 0
+    while sum(struck.values()) < kills:
+        while sum(not row.over for row in store.rows(limit=-1)) < 2:
+            added += 1
+            submit(store, uploads, host, several(Request.parse(dict(ASKED)), seeds=[added]))
+        moment = list(MOMENTS)[tries % len(MOMENTS)]
+        tries += 1
+        struck[moment] += kill_at(store, start(outputs), moment, chance.random() * 0.15)
+    while any(not row.over for row in store.rows(limit=-1)):
         start(outputs).wait()
-    ended = [store.get(row.id) for row in rows]
-    attempts = sum(row.attempts for row in ended)
-    found = wrong(store, ended, undisturbed(folder / "undisturbed", rows))
-    return {"kills": sum(struck.values()), "at": dict(struck), "jobs": jobs, "attempts": attempts, "wrong": found}
+    ended = store.rows(limit=-1)
+    found = wrong(store, ended, undisturbed(folder / "undisturbed", ended))
+    told = {"kills": sum(struck.values()), "at": dict(struck), "jobs": added}
+    return {**told, "attempts": sum(row.attempts for row in ended), "wrong": found}
 
 
 def main() -> int:
@@ -130,7 +132,7 @@ def main() -> int:
     given = parser.parse_args()
     chance = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
-        found = trial(Path(folder), given.kills, max(given.kills // (ATTEMPTS - 1), 1), chance)
+        found = trial(Path(folder), given.kills, chance)
     print(json.dumps(found, indent=1))
     return 1 if found["wrong"] else 0
 

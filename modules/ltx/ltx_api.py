@@ -238,7 +238,8 @@ class Api:
         except RequestError as error:
             raise Problem("content-type", str(error)) from error
         self.rate.take(asked.client.host if asked.client else "")
-        if int(asked.headers.get("content-length", "0").strip() or 0) > MOST_BYTES[kind]:
+        length = asked.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > MOST_BYTES[kind]:  # it need not even be sent
             raise Problem("too-large", f"{kind}: it may have {MOST_BYTES[kind] // 1_000_000} MB; make it smaller.")
         medium = await self._uploads.add(asked.stream(), kind)
         return JSONResponse(medium.to_json(), 201)

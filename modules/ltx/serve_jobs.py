@@ -24,9 +24,7 @@ from modules.ltx.serve_request import in_words
 from modules.ltx.state import Media, Refinement, State, Timing
 from modules.ltx.submit import finish, several, submit
 from modules.ltx.uploads import Uploads
-from modules.ltx.worker import PREVIEW, SHOWN, UNEXPECTED, MakeHost, Worker
-
-__all__ = ["UNEXPECTED", "Job", "Jobs", "MakeHost"]
+from modules.ltx.worker import PREVIEW, SHOWN, MakeHost, Worker
 
 
 class Job:

@@ -118,9 +118,9 @@ class Worker:
         if not self.working:
             if not self._lock.take():
                 return
-            self.working = True
             self.store.recover(self._made)
             self._sweep()
+            self.working = True
         while not self.closing and (row := self.store.claim()) is not None:
             self._watch(row)
 
@@ -131,8 +131,9 @@ class Worker:
         running = threading.Thread(target=self._work, args=(row,), name=f"job-{row.id}", daemon=True)
         running.start()
         while running.is_alive():
-            if self.closing or self.store.get(row.id).cancelling:
-                self.host.cancel()  # again and again: a run forgets what was cancelled before it began
+            with suppress(HostError):  # the queue cannot be read now: the job goes on, and it is looked at again
+                if self.closing or self.store.get(row.id).cancelling:
+                    self.host.cancel()  # again and again: a run forgets what was cancelled before it began
             self._wake.wait(_BEAT / 2 if self.closing else _BEAT)
             self._wake.clear()
             running.join(0.01)
