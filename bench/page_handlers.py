@@ -35,7 +35,8 @@ def measured(call: Callable[[str], object], names: list[str]) -> dict[str, float
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), device="cpu", offline=True)
-        desk = Desk(Jobs(lambda on_event: EmbeddedHost(settings, on_event)), Path(folder), Path(folder))
+        jobs = Jobs(lambda on_event: EmbeddedHost(settings, on_event), Path(folder))
+        desk = Desk(jobs, Path(folder), Path(folder))
         page = Page(desk)
 
         def plan(name: str) -> object:

@@ -28,6 +28,7 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Prefix, Request
 from modules.ltx.serve_request import request_of
 from modules.ltx.state import State
+from modules.ltx.uploads import Uploads
 from tests.conftest import SMALL
 from tests.guidance_kit import UNGUIDED
 from tests.test_equivalence import SIZE, bare, generator, sigmas_of
@@ -133,8 +134,8 @@ def test_nano_takes_its_condition_class_for_a_prefix(planned: Planned, clip: Pat
 
 
 def test_a_page_cannot_name_a_file(clip: Path) -> None:
-    with pytest.raises(RequestError, match="prefix: videos to begin with are for the command line"):
-        request_of({"prompt": "x", "prefix": {"path": str(clip)}}, lambda _: clip)
+    with pytest.raises(RequestError, match="a path is not taken"):
+        request_of({"prompt": "x", "prefix": {"path": str(clip)}}, Uploads(clip.parent))
 
 
 def sampled(made: Plan, host: EmbeddedHost) -> State:

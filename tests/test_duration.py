@@ -17,6 +17,7 @@ from modules.ltx.errors import RequestError
 from modules.ltx.front import request_of_file, settle
 from modules.ltx.hosts import nano
 from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.kept import Kept, header_of
 from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.ltx_process import run
 from modules.ltx.media_in import read_metadata
@@ -98,6 +99,17 @@ def test_the_length_is_what_the_pipeline_itself_predicts(host: EmbeddedHost, fol
     again = run(settle(Request.parse(values), host), host, path=tmp_path / "again.mp4").media
     assert again is not None
     assert again.video_latents_sha256 == state.media.video_latents_sha256
+
+
+def test_a_job_that_goes_on_has_the_length_predicted_before(host: EmbeddedHost, folder: Path, tmp_path: Path) -> None:
+    plan, file = planned(host, folder, steps=1), tmp_path / "state"
+    undisturbed = run(plan, host, path=tmp_path / "a.mp4")
+    run(plan, host, keep=Kept(file), until="sample")
+    state = run(plan, host, path=tmp_path / "b.mp4", keep=Kept(file))
+    assert state.plan.frames == (header_of(file) or {})["frames"] != plan.frames
+    assert state.plan == undisturbed.plan
+    assert state.timings[1].seconds > 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_two_stages_are_both_of_the_predicted_length(

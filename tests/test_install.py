@@ -96,8 +96,8 @@ def test_dependencies_of_this_project() -> None:
     runtime = [Requirement(line).name for line in install.dependencies(REPO)]
     with_test = [Requirement(line).name for line in install.dependencies(REPO, "test")]
     assert {"torch", "diffusers", "transformers", "av", "rich", "gradio", "starlette", "uvicorn"} <= set(runtime)
-    clients = ["httpx2", "httpx"]  # one for each Python; a marker chooses
-    assert with_test == [*runtime, "pytest", "pytest-xdist", "hypothesis", *clients, "playwright", "ruff", "mypy"]
+    driving = ["httpx2", "schemathesis", "playwright"]  # the first two where markers say so
+    assert with_test == [*runtime, "pytest", "pytest-xdist", "hypothesis", *driving, "ruff", "mypy"]
 
 
 @pytest.mark.parametrize("content", ["not toml at all =", "[project]\n", ""])

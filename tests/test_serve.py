@@ -1,8 +1,7 @@
-"""The web app: its routes as a browser uses them, what it refuses, and one real process from start to Ctrl-C."""
+"""The web app as a process and behind its guard: who may ask, what an unknown error is, from start to Ctrl-C."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -10,87 +9,45 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from modules.ltx import serve as web
 from modules.ltx.errors import RequestError
-from modules.ltx.hosts.embedded import EmbeddedHost, Settings
-from modules.ltx.ltx_capabilities import all_caps
-from modules.ltx.serve_jobs import MAX_IMAGES, Images, Jobs
+from modules.ltx.guard import COOKIE, Trust
+from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.jobs import FOLDER
+from modules.ltx.ltx_routes import ROUTES
 from modules.ltx.serve_request import in_words
-from modules.ltx.state import Event
+from tests.api_kit import API, HERE, LONG, app_of, made, wait_for
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = "http://127.0.0.1:7860"
-LONG = SMALL | {"frames": 97, "steps": 200, "width": 128, "height": 128}
+TOKEN = "correct horse battery staple"
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("uploads")
-
-
-@pytest.fixture(scope="module")
-def app(cache: Path, outputs: Path, uploads: Path) -> web.App:
-    settings = Settings(outputs, cache=cache, device="cpu", offline=True)
-    jobs = Jobs(lambda on_event: EmbeddedHost(settings, on_event))
-    return web.App(jobs, Images(uploads), outputs, cache)
+def app(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[web.App]:
+    yield from app_of(cache, tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
 def client(app: web.App) -> Iterator[TestClient]:
     with TestClient(app.asgi, base_url=HERE, raise_server_exceptions=False) as client:
         yield client
-    app.jobs.close()
-    app.jobs.wait()
 
 
-@pytest.fixture
-def idle(app: web.App) -> web.App:
-    """The app with no job running, whatever the test before left."""
-    if app.jobs.running:
-        app.jobs.cancel(app.jobs.running)
-    app.jobs.wait()
-    return app
-
-
-def told(client: TestClient, job: str, since: str = "") -> list[dict[str, Any]]:
-    """A job's events, to the last."""
-    headers = {"last-event-id": since} if since else {}
-    with client.stream("GET", f"/jobs/{job}/events", headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
-
-
-def made(client: TestClient, values: dict[str, object]) -> tuple[str, list[dict[str, Any]]]:
-    answer = client.post("/jobs", json=values)
-    assert answer.status_code == 202, answer.text
-    return answer.json()["id"], told(client, answer.json()["id"])
-
-
-def png(size: tuple[int, int] = (120, 80)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, "orange").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def upload(client: TestClient, data: bytes | Iterator[bytes], kind: str = "image/png") -> Any:
-    return client.post("/images", content=data, headers={"content-type": kind})
+@pytest.fixture(scope="module")
+def locked(app: web.App) -> Iterator[TestClient]:
+    """The same behind a token, on an address that others reach."""
+    other = web.App(app.jobs, app.outputs, app.learned, Trust(("video.example",), ("proxy.example",), TOKEN))
+    with TestClient(other.asgi, base_url="http://video.example:7860", follow_redirects=False) as client:
+        yield client
 
 
 def test_the_page_is_served_under_a_policy_that_loads_nothing_from_elsewhere(client: TestClient) -> None:
@@ -103,165 +60,13 @@ def test_the_page_is_served_under_a_policy_that_loads_nothing_from_elsewhere(cli
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_variants_say_what_they_take_and_what_they_need(client: TestClient) -> None:
-    found = client.get("/variants").json()
-    rows = {row["id"]: row for row in found["variants"]}
-    assert list(rows) == [caps.id for caps in all_caps()]
-    assert rows[found["default"]]["generation"] == "LTX-Nano 2.3"
-    assert [rows[f"nano-2.3-dev-{mode}"]["takes"] for mode in ("t2v", "i2v", "condition")] == [
-        *("text", "image", "images")
-    ]
-    assert rows["nano-2.3-dev-t2v"]["on_this_machine"] is True
-    assert rows["2.3-dev-t2v"]["memory"]["weights"] > 10
-    assert rows["0.9.0-t2v"]["two_stages"] is False
-    assert rows["0.9.0-t2v"]["two_stages_why"]
-    assert all(row["ready"] or row["why"] for row in rows.values())
-
-
-def test_a_plan_is_the_command_lines_with_words_for_a_page(client: TestClient) -> None:
-    plan = client.post("/plan", json={"model": "2.3-dev-t2v", "prompt": "x", "refine": True, "seed": "7"}).json()
-    assert [row["stage"] for row in plan["table"]] == ["stage1", "upsample", "stage2"]
-    assert plan["table"][0]["guidance"].startswith("cfg 3")
-    assert plan["evaluations"] == 33
-    assert plan["seed"] == 7
-    assert not any("--" in note for note in plan["notes"])
-
-
-BAD: list[tuple[dict[str, object], str]] = [
-    ({"width": "wide"}, "width 'wide': not valid; it takes a whole number"),
-    ({"model": "nano-2.3-dev-i2v"}, "add an image or take T2V"),
-    ({"model": "0.9.0-t2v", "refine": True}, "two stages: LTXVideo 0.9.0 T2V has no second stage"),
-    ({"bogus": 1}, "unknown option"),
-    ({"model": "/etc"}, "not in the list of variants"),
-    ({"model": "../models"}, "not in the list of variants"),
-    ({"model": "Lightricks/LTX-2"}, "not in the list of variants"),
-    ({"model": ["nano"]}, "not in the list of variants"),
-    ({"variant": "2.3-dev-t2v"}, "for the command line"),
-    ({"loras": [{"source": "/etc/passwd"}]}, "LoRA files are for the command line"),
-    ({"images": "x"}, "list of objects"),
-    ({"images": ["x"]}, "a path is not taken"),
-    ({"images": [{"path": "/etc/passwd"}]}, "a path is not taken"),
-    ({"images": [{"id": "/etc/passwd"}]}, "choose it again"),
-    ({"images": [{"id": "../../etc/passwd"}]}, "choose it again"),
-    ({"images": [{"id": ["x"]}]}, "choose it again"),
-]
-
-
-@pytest.mark.parametrize("route", ["/plan", "/jobs"])
-@pytest.mark.parametrize(("values", "sentence"), BAD, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_done_is_one_sentence(
-    client: TestClient, outputs: Path, route: str, values: dict[str, object], sentence: str
-) -> None:
-    before = list(outputs.iterdir())
-    answer = client.post(route, json=values)
-    assert answer.status_code == 422
-    assert sentence in answer.json()["error"]
-    assert "\n" not in answer.json()["error"]
-    assert list(outputs.iterdir()) == before
-
-
-@pytest.mark.parametrize("body", [b"", b"x", b"[]", b"\xff", b"[" * 100_000])
-def test_what_is_no_json_object_is_refused(client: TestClient, body: bytes) -> None:
-    answer = client.post("/plan", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]
-
-
-def test_a_job_runs_to_a_video_that_streams(client: TestClient, idle: web.App) -> None:
-    job, events = made(client, SMALL | {"refine": True, "seed": 2**62 + 1})
-    assert {e["state"] for e in events[:-1]} == {"running"}
-    phases = [e["phase"] for e in events[:-1]]
-    assert list(dict.fromkeys(phases)) == ["load", "encode", "sample", "upsample", "refine", "decode"]
-    counted = [e["evaluations"] for e in events[:-1] if e["phase"] != "load"]
-    assert counted == sorted(counted)
-    assert counted[-1] == events[-2]["planned"] == 5
-    done = events[-1]
-    assert (done["state"], done["seed"], done["seed_text"]) == ("done", 2**62 + 1, str(2**62 + 1))
-    assert [row["phase"] for row in done["seconds"]][-5:] == ["encode", "sample", "upsample", "refine", "decode"]
-    whole = client.get(done["video"])
-    assert whole.headers["content-type"] == "video/mp4"
-    assert whole.headers["content-disposition"].startswith("inline")
-    with av.open(io.BytesIO(whole.content)) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 9
-    part = client.get(done["video"], headers={"range": "bytes=4-7"})
-    assert (part.status_code, part.content) == (206, b"ftyp")
-    assert client.get("/job").json()["job"]["last"] == done  # a page that is opened now finds it
-    assert client.get("/job").json()["job"]["request"]["seed"] == str(2**62 + 1)
-    assert told(client, job, since=str(len(events) - 3)) == events[-2:]  # a stream that broke off goes on
-
-
-def test_an_uploaded_image_is_used_by_its_id(client: TestClient, idle: web.App, uploads: Path) -> None:
-    kept = upload(client, png()).json()
-    assert (kept["width"], kept["height"]) == (120, 80)
-    image = {"id": kept["id"], "frame": 0, "strength": 1}
-    asked = SMALL | {"model": "nano-2.3-distilled-i2v", "images": [image]}
-    plan = client.post("/plan", json=asked)
-    assert plan.json()["images"] == [image]
-    assert str(uploads) not in plan.text
-    assert made(client, asked)[1][-1]["state"] == "done"
-
-
-def test_cancelling_leaves_nothing_and_a_second_job_has_to_wait(
-    client: TestClient, idle: web.App, outputs: Path
-) -> None:
-    before = set(outputs.iterdir())
-    job = client.post("/jobs", json=LONG).json()["id"]
-    second = client.post("/jobs", json=SMALL)
-    assert second.status_code == 409
-    assert "wait for it or cancel it" in second.json()["error"]
-    wait_for(lambda: any(e.get("phase") == "sample" for e in idle.jobs.get(job).events))  # type: ignore[union-attr]
-    assert client.get("/job").json()["job"]["last"]["state"] == "running"
-    assert client.get(f"/jobs/{job}/video").status_code == 404
-    assert client.post(f"/jobs/{job}/cancel", json={}).status_code == 200
-    end = told(client, job)[-1]
-    assert (end["state"], end["message"]) == ("cancelled", "cancelled; nothing was written")
-    assert set(outputs.iterdir()) == before
-    assert made(client, SMALL)[1][-1]["state"] == "done"  # and the next one runs
-
-
-def test_a_cancel_before_the_run_has_begun_is_not_forgotten(client: TestClient, idle: web.App) -> None:
-    job = client.post("/jobs", json=LONG).json()["id"]
-    client.post(f"/jobs/{job}/cancel", json={})
-    assert told(client, job)[-1]["state"] == "cancelled"
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_unknown_error_is_one_sentence(cache: Path, tmp_path: Path, idle: web.App) -> None:
-    class Broken(EmbeddedHost):
-        def output_path(self, *_: object) -> Path:
-            raise ZeroDivisionError("secret")
-
-    settings = Settings(tmp_path, cache=cache, device="cpu", offline=True)
-    app = web.App(Jobs(lambda on_event: Broken(settings, on_event)), idle.images, tmp_path, cache)
-    with TestClient(app.asgi, base_url=HERE) as client:
-        end = made(client, SMALL)[1][-1]
-    assert end["state"] == "failed"
-    assert "terminal of the server" in end["message"]
-    assert "secret" not in str(end)
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", png()[:60]], ids=["empty", "text", "cut"])
-def test_what_is_no_image_is_not_kept(client: TestClient, uploads: Path, data: bytes) -> None:
-    before = len(list(uploads.iterdir()))
-    answer = upload(client, data)
-    assert answer.status_code == 422
-    assert answer.json()["error"].startswith("the image ")
-    assert len(list(uploads.iterdir())) == before
-
-
-def test_an_image_that_never_ends_is_cut_off(client: TestClient, uploads: Path) -> None:
-    before = len(list(uploads.iterdir()))
-    answer = upload(client, (b"x" * (1 << 20) for _ in range(60)))
-    assert answer.status_code == 413
-    assert "50 MB" in answer.json()["error"]
-    assert len(list(uploads.iterdir())) == before
-
-
-def test_old_images_make_room(client: TestClient, uploads: Path) -> None:
-    ids = [upload(client, png((8, 8)), "application/octet-stream").json()["id"] for _ in range(MAX_IMAGES + 2)]
-    assert len(list(uploads.iterdir())) == MAX_IMAGES
-    assert client.post("/plan", json={"images": [{"id": ids[0]}]}).status_code == 422
-    assert client.post("/plan", json={"images": [{"id": ids[-1]}]}).status_code == 200
+def test_what_the_queue_keeps_is_not_handed_out_as_a_file(client: TestClient, app: web.App) -> None:
+    job = made(client, SMALL)
+    video = app.outputs / job["result"]["video"]["name"]
+    assert client.get(f"/gradio_api/file={video}").status_code == 200
+    for kept in (app.outputs / FOLDER / "queue.db", app.outputs / FOLDER / ".." / FOLDER / "queue.db"):
+        assert kept.is_file()
+        assert client.get(f"/gradio_api/file={kept}").status_code == 403
 
 
 FOREIGN: list[tuple[dict[str, str], int]] = [
@@ -283,24 +88,81 @@ FOREIGN: list[tuple[dict[str, str], int]] = [
 
 @pytest.mark.parametrize(("headers", "status"), FOREIGN, ids=str)
 def test_other_pages_and_other_names_are_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
-    answer = client.post("/plan", content=b"{}", headers={"content-type": "application/json", **headers})
+    answer = client.post(f"{API}/plan", content=b"{}", headers={"content-type": "application/json", **headers})
     assert answer.status_code == status
-    assert (status == 200) == ("error" not in answer.json())
+    assert (answer.headers["content-type"] == "application/problem+json") == (status != 200)
     if "host" in headers:
         assert client.get("/", headers=headers).status_code == status
 
 
-def test_images_and_unknown_jobs_are_refused_in_words(client: TestClient) -> None:
-    assert upload(client, png(), "text/plain").status_code == 415
-    for answer in (client.get("/jobs/x/events"), client.get("/jobs/x/video"), client.post("/jobs/x/cancel", json={})):
-        assert answer.status_code == 404
-        assert "no such job" in answer.json()["error"]
+def test_a_page_may_be_opened_from_a_link_but_not_used_by_its_page(client: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.get(f"{API}/jobs", headers=link).status_code == 403
+
+
+def test_without_the_token_every_route_is_shut(locked: TestClient) -> None:
+    for route in ROUTES:
+        path = API + route.path.replace("{id}", "x")
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}):
+            answer = locked.request(route.method, path, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["type"] == "urn:ltx:problem:unauthorized"
+    for path in ("/", "/?token=wrong", "/config", "/gradio_api/file=/etc/passwd", f"{API}/jobs?token={TOKEN}"):
+        assert locked.get(path).status_code == 401
+
+
+def test_the_token_opens_the_api_and_a_cookie_the_page(locked: TestClient) -> None:
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    assert locked.get(f"{API}/health", headers=bearer).status_code == 200
+    assert locked.get(f"{API}/health", headers=bearer | {"host": "other.example"}).status_code == 403
+    proxied = bearer | {"host": "proxy.example", "origin": "https://proxy.example"}
+    assert locked.get(f"{API}/health", headers=proxied).status_code == 200
+    assert locked.get(f"{API}/health", headers=bearer | {"origin": "https://video.example:7860"}).status_code == 403
+    answer = locked.get("/", params={"token": TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert TOKEN not in cookie
+    assert locked.get("/").status_code == 200
+    locked.cookies.clear()
+    assert locked.get("/", headers={"cookie": f"{COOKIE}=wrong"}).status_code == 401
+    assert TOKEN not in repr(Trust(token=TOKEN))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_unknown_error_is_one_sentence_and_the_next_job_runs(cache: Path, tmp_path: Path) -> None:
+    class Broken(EmbeddedHost):
+        broken = True
+
+        def output_path(self, *given: Any) -> Path:
+            if self.broken:
+                self.broken = False
+                raise ZeroDivisionError("secret")
+            return super().output_path(*given)
+
+    for app in app_of(cache, tmp_path, Broken):
+        with TestClient(app.asgi, base_url=HERE) as client:
+            job = made(client, SMALL)
+            assert job["state"] == "failed"
+            assert "terminal of the server" in job["error"]["message"]
+            assert "secret" not in str(job)
+            assert made(client, SMALL)["state"] == "done"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
-def test_only_loopback_addresses_are_listened_on(address: str) -> None:
-    with pytest.raises(RequestError, match="SSH tunnel"):
+def test_addresses_that_others_reach_need_a_token(address: str) -> None:
+    with pytest.raises(RequestError, match="LTX_TOKEN"):
         web.listen(address, 0)
+    with pytest.raises(RequestError, match="too short"):
+        web.listen(address, 0, "secret")
+
+
+def test_with_a_token_they_are_listened_on() -> None:
+    with web.listen("0.0.0.0", 0, TOKEN) as listening:
+        assert listening.getsockname()[0] == "0.0.0.0"
 
 
 def test_a_port_in_use_is_said_with_a_way_out() -> None:
@@ -316,18 +178,6 @@ def test_sentences_lose_the_flags_of_the_command_line() -> None:
     assert in_words("or try --offload sequential") == "or start the server with --offload sequential"
 
 
-def test_events_after_the_end_are_nobodys(idle: web.App) -> None:
-    idle.jobs._show(Event("decode"))  # must not raise, and must not bring an ended job back
-    assert idle.jobs.running is None
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def posted(url: str, values: dict[str, object]) -> Any:
     headers = {"content-type": "application/json"}
     asked = urllib.request.Request(url, json.dumps(values).encode(), headers)
@@ -335,31 +185,51 @@ def posted(url: str, values: dict[str, object]) -> Any:
         return json.load(answer)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "with a job"])
-def test_the_program_from_start_to_ctrl_c(cache: Path, tmp_path: Path, busy: bool) -> None:
+def started(cache: Path, folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A server as a user starts it, and its address."""
     environment = {**os.environ, "LTX_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "modules.ltx", "serve", "--port", "0", "--device", "cpu", "--json"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
-    guard = threading.Timer(60, running.kill)
-    guard.start()
+    running = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
     assert running.stdout is not None
-    address = json.loads(running.stdout.readline())["address"]
+    return running, json.loads(running.stdout.readline())["address"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_the_program_from_start_to_ctrl_c_and_a_job_that_goes_on_when_it_is_started_again(
+    cache: Path, tmp_path: Path
+) -> None:
+    running, address = started(cache, tmp_path)
+    guard = threading.Timer(120, running.kill)
+    guard.start()
     with urllib.request.urlopen(address, timeout=30) as answer:
         assert b"LTX video" in answer.read()
-    stream: Any = None
-    if busy:
-        job = posted(f"{address}/jobs", LONG)["id"]
-        stream = urllib.request.urlopen(f"{address}/jobs/{job}/events", timeout=30)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # nothing before something is asked
+    job = posted(f"{address}{API}/jobs", LONG | {"steps": 8, "frames": 49})["id"]
+    with urllib.request.urlopen(f"{address}{API}/jobs/{job}/events", timeout=30) as stream:
         assert any(b'"sample"' in line for line in stream)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate()
-    guard.cancel()
-    if stream is not None:
-        stream.close()
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate()
     assert (running.returncode, out, err.splitlines()[-1]) == (0, "", "stopped")
+    assert "jobs are waiting" in err
     assert "Traceback" not in err
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "outputs").glob("*")) == [tmp_path / "outputs" / FOLDER]
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
-        pass  # and its port is free again
+        pass  # its port is free again
+    running, address = started(cache, tmp_path)
+    done = json.loads("null")
+
+    def over() -> bool:
+        nonlocal done
+        with urllib.request.urlopen(f"{address}{API}/jobs/{job}", timeout=30) as answer:
+            done = json.load(answer)
+        return bool(done["state"] == "done")
+
+    wait_for(over)
+    assert done["attempts"] == 1  # to be told to stop is no failed attempt
+    assert (tmp_path / "outputs" / done["result"]["video"]["name"]).is_file()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    guard.cancel()
+    assert err.splitlines()[-1] == "stopped"
+    assert "waiting" not in err

@@ -29,7 +29,7 @@ REFINED = {"self_refine": "p1", "self_refine_plan": "2-6:2;1-2:3"}
 def desk(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     outputs = tmp_path_factory.mktemp("web")
     settings = Settings(outputs, cache=cache, device="cpu", offline=True)
-    jobs = Jobs(lambda on_event: EmbeddedHost(settings, on_event))
+    jobs = Jobs(lambda on_event: EmbeddedHost(settings, on_event), outputs)
     yield Desk(jobs, outputs, outputs / "learned")
     jobs.close()
     jobs.wait()
@@ -133,7 +133,7 @@ def test_styles_reach_the_request(tmp_path: Path, desk: Desk) -> None:
 def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     asked = form(steps=3, prompt_is="unknown names do no harm")
     job = desk.start(asked)
-    assert "loading the model" in desk.running(job) or "stage 1" in desk.running(job)
+    assert any(words in desk.running(job) for words in ("waiting", "loading the model", "stage 1"))
     ended(desk, job)
     media = job.states[0].media
     assert media is not None

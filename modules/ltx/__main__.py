@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx.cli import build_parser, print_json, request_of
-from modules.ltx.errors import Cancelled, LTXError
+from modules.ltx.errors import Cancelled, LTXError, RequestError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": plan,
         "generate": generate,
         "serve": serve,
+        **dict.fromkeys(("queue", "draft", "finish"), queue),
     }
     try:
         args = build_parser().parse_args(argv)
@@ -154,8 +155,6 @@ def _compared(request: Any, host: Any, path: Path | None, encoding: Any) -> None
 
 
 def _target(output: str | None) -> Path | None:
-    from modules.ltx.errors import RequestError
-
     if output is None:
         return None
     path = Path(output)
@@ -187,15 +186,36 @@ def _quiet_libraries() -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """The web app, until Ctrl-C."""
+    from modules.ltx.serve import Listening
     from modules.ltx.serve import serve as run_app
 
+    loras = None if args.loras is None else Path(args.loras)
+    at = Listening(args.host, args.port, tuple(args.proxy or ()), _token(args.token_file), loras)
     run_app(
         lambda on_event: _host(args, on_event=on_event),
-        address=args.host,
-        port=args.port,
+        Path(args.outputs),
+        at,
         prepare=_quiet_libraries,
         as_json=args.json,
     )
+
+
+def queue(args: argparse.Namespace) -> None:
+    """Jobs that are kept: `queue VERB`, `draft` and `finish`."""
+    from modules.ltx.cli_queue import Here
+
+    here = Here(args, _host, _quiet_libraries)
+    {"queue": here.queue, "draft": here.draft, "finish": here.finish}[args.command]()
+
+
+def _token(file: str | None) -> str | None:
+    """The server's token, from a file or the environment: a command line is seen by others."""
+    if file is None:
+        return os.environ.get("LTX_TOKEN") or None
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--token-file {file}: cannot be read; give a text file with the token in it.") from error
 
 
 if __name__ == "__main__":

@@ -95,6 +95,12 @@ def build_parser() -> Parser:
     )
     serve.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
     serve.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for videos (default outputs)")
+    serve.add_argument("--loras", metavar="FOLDER", help="folder of the LoRA files that the API may name")
+    serve.add_argument("--token-file", metavar="FILE", help="text file with the token that is asked for (or LTX_TOKEN)")
+    serve.add_argument("--proxy", metavar="NAME", action="append", help="name of a proxy in front; may be repeated")
+    from modules.ltx.cli_queue import add_parsers  # it imports this file
+
+    add_parsers(commands)
     return parser
 
 

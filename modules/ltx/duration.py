@@ -24,12 +24,12 @@ def settle(state: State, host: Host) -> State:
     if frames is None:
         said = f"frames: this copy of the model has no duration head; {plan.frames} are made"
         return replace(state, plan=replace(plan, predicts_frames=False), notes=(*state.notes, said))
-    settled = _planned_again(plan, frames, host)
+    settled = planned_again(plan, frames, host)
     said = f"frames: {settled.frames} made, the {settled.seconds:.2f} s that the model expects of this prompt"
     return replace(state, plan=settled, notes=(*state.notes, said))
 
 
-def _planned_again(plan: Plan, frames: int, host: Host) -> Plan:
+def planned_again(plan: Plan, frames: int, host: Host) -> Plan:
     """The plan with its length known, and its prompt as it was encoded. The request stays what was asked: asked again,
     it is predicted again."""
     asked = replace(plan.request, frames=frames)

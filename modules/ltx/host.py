@@ -1,6 +1,7 @@
 """The Host protocol: all that the flow needs from whatever it runs in.
 
-Two hosts implement it: the embedded one (`hosts/embedded.py`) and SD.Next. The flow never asks which.
+Two hosts implement it: the embedded one (`hosts/embedded.py`) and SD.Next. The flow never asks which. `Keep` is what a
+job may bring along besides: a place where it finds itself again (`kept.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.embeddings import Embeddings
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
-from modules.ltx.state import Event, Media
+from modules.ltx.state import Event, Media, State
 
 
 class Host(Protocol):
@@ -92,3 +93,16 @@ class Host(Protocol):
 
     def delivered(self, media: Media) -> None:
         """The job's files are finished: list them where the host lists what it made."""
+
+
+class Keep(Protocol):
+    """Where one job keeps what it has, so that a run of the same plan goes on there."""
+
+    def named(self, path: Path) -> None:
+        """The video will stand under this name; told before anything does."""
+
+    def load(self, state: State, host: Host) -> tuple[State, str | None]:
+        """`state`, as it is behind loading the model, moved on to what is kept, and the last phase that is finished."""
+
+    def save(self, phase: str, state: State) -> None:
+        """The state behind `phase`. Raises HostError where it cannot be kept."""

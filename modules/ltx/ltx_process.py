@@ -5,7 +5,6 @@ Timing, progress, translation of out-of-memory, and the file's metadata live her
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ import torch
 
 from modules.ltx import borrow, decode, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
-from modules.ltx.host import Host
+from modules.ltx.host import Host, Keep
+from modules.ltx.kept import latents_digest
 from modules.ltx.ltx_util import random_seed, seed_for
 from modules.ltx.media import Encoding, require_codec, write_video
 from modules.ltx.media_clip import load_clip
@@ -35,12 +35,21 @@ if TYPE_CHECKING:
 STALE = 24 * 3600.0  # seconds after which a partial file of ours belongs to a process that was killed
 
 
-def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding | None = None) -> State:
+def run(
+    plan: Plan,
+    host: Host,
+    *,
+    path: Path | None = None,
+    encoding: Encoding | None = None,
+    keep: Keep | None = None,
+    until: str | None = None,
+) -> State:
     """Make the video of `plan`; the returned state's `media` says what was written and where.
 
-    `path` overrides the host's own name. Raises RequestError, HostError, OutOfMemory, Cancelled or
-    LTXError; on any of them, and on KeyboardInterrupt, no file stands under the final name and the host
-    is as it was.
+    `path` overrides the host's own name. With `keep` the job begins behind the last phase that is kept, and bit for bit
+    the same comes out. `until` names the phase to end with, without a video. Raises RequestError, HostError,
+    OutOfMemory, Cancelled or LTXError; on any of them, and on KeyboardInterrupt, no file stands under the final name
+    and the host is as it was.
     """
     with host.lock():
         seed = random_seed() if plan.seed is None else plan.seed
@@ -51,19 +60,43 @@ def run(plan: Plan, host: Host, *, path: Path | None = None, encoding: Encoding 
             _look_for_room(path, plan, encoding)
         images = tuple(load_image(Path(at.path)) for at in plan.images)
         state = State(plan, seed, images, load_clip(plan.prefix) if plan.prefix else (), path=path)
-        first: stages.Stage = partial(load, encoding=encoding)
-        finish: stages.Stage = partial(write, encoding=encoding)
-        job: list[tuple[str, stages.Stage]] = [("load", first), *stages.ordered(plan), ("decode", finish)]
-        host.peak()  # what was before is nobody's of this job
-        for phase, stage in job:
-            with _phase(phase) as clock:
-                state = stage(state, host)
-                most = host.peak()
-                host.free(phase)
-            state = replace(state, timings=(*state.timings, Timing(phase, clock(), most)))
+        state = _timed("load", partial(load, encoding=encoding), state, host)
+        state, last = _taken_up(state, host, keep)
+        job: list[tuple[str, stages.Stage]] = [*stages.ordered(plan), ("decode", partial(write, encoding=encoding))]
+        for phase, stage in _left(job, last, until):
+            state = _timed(phase, stage, state, host)
+            if keep is not None and state.media is None:
+                keep.save(phase, state)
         if state.media is not None:
             host.delivered(state.media)
         return state
+
+
+def _taken_up(state: State, host: Host, keep: Keep | None) -> tuple[State, str | None]:
+    """The state as far as it is kept, and the last phase behind it."""
+    if keep is None:
+        return state, None
+    if state.path is not None:
+        keep.named(state.path)
+    state, last = keep.load(state, host)
+    if last is not None:
+        host.emit(Event(last, 1, 1, state.done, state.plan.evaluations, message=f"taken up behind {last}"))
+    return state, last
+
+
+def _left(job: list[tuple[str, stages.Stage]], last: str | None, until: str | None) -> list[tuple[str, stages.Stage]]:
+    """The phases behind `last`, to `until`; None is the beginning, and the end."""
+    names = [phase for phase, _ in job]
+    return job[0 if last is None else names.index(last) + 1 : len(job) if until is None else names.index(until) + 1]
+
+
+def _timed(phase: str, stage: stages.Stage, state: State, host: Host) -> State:
+    host.peak()  # what was before is not of this phase
+    with _phase(phase) as clock:
+        state = stage(state, host)
+        most = host.peak()
+        host.free(phase)
+    return replace(state, timings=(*state.timings, Timing(phase, clock(), most)))
 
 
 def map_names(plan: Plan) -> list[str]:
@@ -129,8 +162,8 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
         sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
         state, frames = _frames(state, host, pipe, before_tile)
         digests = (
-            _digest(latents),
-            None if state.delivered_audio is None else _digest(state.delivered_audio),
+            latents_digest(latents),
+            None if state.delivered_audio is None else latents_digest(state.delivered_audio),
         )
         written = write_video(
             path,
@@ -210,7 +243,3 @@ def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[
         **({"infotext": told} if (told := host.infotext(plan)) else {}),
         "latents": {"video_sha256": digests[0], "audio_sha256": digests[1]},
     }
-
-
-def _digest(latents: torch.Tensor) -> str:
-    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()

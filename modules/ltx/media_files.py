@@ -95,6 +95,20 @@ def sweep_partials(folder: Path, older_than_s: float) -> int:
     return sum(not os.path.lexists(entry) for entry in stale)
 
 
+def withdraw(path: Path) -> None:
+    """Removes what a killed writer of the video `path` left, under hidden names and under those of what goes beside the
+    video, which is published last. Does nothing where the video is there. The name must have been free before."""
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return
+    hidden = f".{path.stem[:40]}."
+    for entry in list(path.parent.iterdir()):
+        partial = entry.name.startswith(hidden) and _PARTIAL.fullmatch(entry.name)
+        beside = entry.name in (f"{path.stem}.jpg", f"{path.stem}-frames")
+        picture = entry.name.startswith(f"{path.stem}-") and entry.name.endswith("-uncertainty.png")
+        if partial or beside or picture:
+            _remove(entry)
+
+
 def require_whole(path: Path) -> None:
     """Checks that the mp4 is whole, since not every failed write is reported, and syncs it to disk."""
     with path.open("r+b") as file:

@@ -1,243 +1,223 @@
-"""What the web app keeps while it runs: uploaded images, and the jobs with all that they told.
+"""The queue as the page sees it: one job or several of one batch as one thing, with what is live of it.
 
-One job at a time, in one worker thread that imports torch. Knows no HTTP: routes hand in plans and
-streams of bytes and get records back. Nothing here outlives the server, except the videos.
+Knows no HTTP and no gradio. What it shows comes from the queue, so that a page that is opened anew, or a server that
+was started anew, finds the same.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
-
 from modules.ltx.cli_show import PHASES
-from modules.ltx.errors import Cancelled, HostError, LTXError, RequestError
-from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.errors import LTXError, OutOfMemory
+from modules.ltx.front import sketch
+from modules.ltx.host import Host
+from modules.ltx.jobs import FOLDER, Row, Store
 from modules.ltx.media import Encoding
-from modules.ltx.media_in import load_image
 from modules.ltx.plan import Plan
-from modules.ltx.serve_request import in_words, plan_json, request_json
-from modules.ltx.state import Event, State
-
-MAX_IMAGES = 32  # uploads kept; the oldest goes first
-MAX_JOBS = 20  # finished jobs whose videos can still be asked for
-_SHOWN = ("phase", "step", "of", "evaluations", "planned", "run", "runs")  # of an Event, to the page
-UNEXPECTED = "something went wrong that this program has no words for; the terminal of the server shows what"
-
-MakeHost = Callable[[Callable[[Event], None]], EmbeddedHost]
-
-
-class Busy(LTXError):
-    """A job is running already."""
-
-
-class Images:
-    """Uploaded images in a private folder, each under a random name, which is its id."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._sizes: dict[str, tuple[int, int]] = {}  # by id, oldest first
-
-    def path_of(self, name: object) -> Path:
-        """The file of an id. Only ids that were given out are looked at, so none can be a path."""
-        if not isinstance(name, str) or name not in self._sizes:
-            raise RequestError("the image is not on the server any more; choose it again.")
-        return self._folder / name
-
-    async def add(self, chunks: AsyncIterator[bytes], in_use: set[Path]) -> dict[str, Any]:
-        """Store and check one image; nothing stays of one that cannot be read."""
-        name = secrets.token_hex(16)
-        path = self._folder / name
-        with ExitStack() as undo:
-            undo.callback(path.unlink, missing_ok=True)
-            await _store(path, chunks)
-            size = await anyio.to_thread.run_sync(_size_of, path)
-            undo.pop_all()
-        self._sizes[name] = size
-        self._evict(in_use)
-        return {"id": name, "width": size[0], "height": size[1]}
-
-    def _evict(self, in_use: set[Path]) -> None:
-        idle = [name for name in self._sizes if self._folder / name not in in_use]
-        for name in idle[: max(len(self._sizes) - MAX_IMAGES, 0)]:
-            del self._sizes[name]
-            (self._folder / name).unlink(missing_ok=True)
-
-
-async def _store(path: Path, chunks: AsyncIterator[bytes]) -> None:
-    try:
-        with path.open("xb") as file:
-            async for chunk in chunks:
-                file.write(chunk)
-    except OSError as error:
-        raise HostError(f"the image cannot be stored ({error.strerror}); is the disk full?") from error
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    try:
-        return load_image(path).size
-    except RequestError as error:  # its path says nothing to whoever chose the file
-        raise RequestError(str(error).replace(str(path), "the image")) from error
+from modules.ltx.request import Request
+from modules.ltx.serve_request import in_words
+from modules.ltx.state import Media, Refinement, State, Timing
+from modules.ltx.submit import finish, several, submit
+from modules.ltx.uploads import Uploads
+from modules.ltx.worker import PREVIEW, SHOWN, MakeHost, Worker
 
 
 class Job:
-    """One run, or several behind each other: the plans, all that was told so far, and the end. The worker adds, any
-    thread reads."""
+    """One row of the queue, or several of a batch, one behind the other."""
 
-    def __init__(self, *plans: Plan, encoding: Encoding | None = None) -> None:
-        self.id = secrets.token_hex(8)
-        self.plans, self.encoding = plans, encoding
-        self.error: LTXError | None = None  # why it failed
-        self.states: list[State] = []  # of the finished ones
-        self.preview: Any = None  # the latest picture of what is being made
-        self.began = self.phase_began = time.monotonic()
-        self.cancelled = threading.Event()
-        self.video: Path | None = None
-        self.events: list[dict[str, Any]] = []
-        self.show(Event("load", planned=self.plan.evaluations))
+    def __init__(self, jobs: Jobs, ids: Sequence[str]) -> None:
+        self._jobs, self.ids = jobs, tuple(ids)
+        self.id = self.ids[0]
+        self._seen = time.monotonic()
+
+    @property
+    def rows(self) -> list[Row]:
+        return [self._jobs.store.get(one) for one in self.ids]
+
+    @property
+    def running(self) -> bool:
+        """Whether something of it is still to be done."""
+        return not all(row.over for row in self.rows)
+
+    @property
+    def current(self) -> Row:
+        """The one that is being done, or waited for; when all are over, the one that says how it went."""
+        rows = self.rows
+        bad = [row for row in rows if row.over and row.state != "done"]
+        return next((row for row in rows if not row.over), (bad or rows)[-1])
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """Its parts, to be counted."""
+        return self.ids
 
     @property
     def plan(self) -> Plan:
         """The one that is being run, or was last."""
-        return self.plans[min(len(self.states), len(self.plans) - 1)]
+        return plan_of(self.current, self._jobs.host)
 
     @property
-    def running(self) -> bool:
-        return bool(self.events[-1]["state"] == "running")
+    def error(self) -> LTXError | None:
+        """Why it failed, if it did."""
+        told = self.current.error if self.current.state == "failed" else None
+        if told is None:
+            return None
+        said = str(told["message"])
+        return OutOfMemory(said, phase=str(told["phase"])) if told["type"] == "OutOfMemory" else LTXError(said)
 
-    def show(self, event: Event) -> None:
-        told = {name: getattr(event, name) for name in _SHOWN}
-        if not self.events or self.events[-1].get("phase") != event.phase:
-            self.phase_began = time.monotonic()
-        words = {"label": PHASES.get(event.phase, event.phase), "message": in_words(event.message)}
-        self.events.append({"state": "running", **told, **words})
+    @property
+    def states(self) -> list[State]:
+        """Of the finished ones, without tensors."""
+        return [state_of(row, self._jobs.host) for row in self.rows if row.state == "done"]
 
-    def to_json(self) -> dict[str, Any]:
-        """What a page that was just opened needs to show it."""
-        asked = {"request": request_json(self.plan.request), "plan": plan_json(self.plan)}
-        return {"id": self.id, "elapsed": time.monotonic() - self.began, "last": self.events[-1], **asked}
+    @property
+    def preview(self) -> Any:
+        """The latest picture of what is being made, where it is made by this process."""
+        return self._jobs.worker.previews.get(self.current.id)
+
+    @property
+    def phase_began(self) -> float:
+        live = self._jobs.worker.live
+        return live.phase_began if live is not None and live.row.id in self.ids else self._seen
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What was told last, as a list of one."""
+        row = self.current
+        if row.over:
+            return [{"state": row.state, "message": in_words((row.error or {}).get("message", row.state))}]
+        told = [event for _, event in self._jobs.store.events(row.id) if "phase" in event][-1:]
+        live = self._jobs.worker.live
+        if live is not None and live.row.id == row.id and live.last:
+            told = [live.last]
+        if row.state == "queued" or not told:
+            told = [self._jobs.waiting(row)]
+        label = PHASES.get(told[0]["phase"], told[0]["phase"])
+        return [{**told[0], "state": "running", "label": label, "message": in_words(told[0]["message"])}]
 
 
 class Jobs:
-    """The jobs of one host. `prepare` runs in the worker thread, before the first import of a model library."""
+    """The queue of an output folder, and the worker of this process, which begins at once."""
 
-    def __init__(self, make_host: MakeHost, prepare: Callable[[], None] = lambda: None) -> None:
-        self.host = make_host(self._show)
-        self.closing = False
-        self._prepare = prepare
-        self._jobs: dict[str, Job] = {}  # oldest first
-        self._starting = threading.Lock()
-        self._worker: threading.Thread | None = None
+    def __init__(
+        self, make_host: MakeHost, outputs: Path, prepare: Callable[[], None] = lambda: None, *, most: int = 1000
+    ) -> None:
+        """`most`: jobs that may wait at a time; for the rest see `Worker`."""
+        self.store = Store(outputs, most=most)
+        self.uploads = Uploads(outputs / FOLDER / "media")
+        self.worker = Worker(self.store, self.uploads, make_host, prepare)
+        self.host = self.worker.host
+        self.worker.start()
+
+    @property
+    def closing(self) -> bool:
+        return self.worker.closing
 
     @property
     def last(self) -> Job | None:
-        return next(reversed(self._jobs.values()), None)
+        """The batch that runs or waits, else the one that ended last. Drafts are shown by themselves."""
+        rows = [row for row in self.store.rows(limit=50) if row.kind != "draft"]
+        return None if not rows else self._batch(rows[0])
 
     @property
     def running(self) -> Job | None:
         last = self.last
         return last if last is not None and last.running else None
 
-    @property
-    def images_in_use(self) -> set[Path]:
-        return {Path(at.path) for at in self.running.plan.images} if self.running else set()
-
     def get(self, name: str) -> Job | None:
-        return self._jobs.get(name)
+        """The batch of a job; None where there is none."""
+        try:
+            return self._batch(self.store.get(name))
+        except LTXError:
+            return None
+
+    def _batch(self, row: Row) -> Job:
+        return Job(self, [one.id for one in sorted(self.store.rows(batch=row.batch), key=lambda one: one.created)])
 
     def start(self, *plans: Plan, encoding: Encoding | None = None) -> Job:
-        """Run the plans, one behind the other, in the worker thread. Raises Busy while another job runs."""
-        with self._starting:
-            if self.running or self.closing:
-                raise Busy("a video is being made; wait for it or cancel it, then start the next.")
-            job = Job(*plans, encoding=encoding)
-            self._jobs[job.id] = job
-            if len(self._jobs) > MAX_JOBS:
-                del self._jobs[next(iter(self._jobs))]
-            # A daemon, so that a second Ctrl-C ends the program even inside a load that takes minutes.
-            self._worker = threading.Thread(target=self._work, args=(job,), name=f"job-{job.id}", daemon=True)
-            self._worker.start()
-        return job
+        """Add the plans' requests to the queue, to be done one behind the other. Raises RequestError, QueueFull."""
+        requests = [plan.request for plan in plans]
+        return self._added(submit(self.store, self.uploads, self.host, requests, encoding=encoding))
+
+    def draft(self, request: Request, count: int, encoding: Encoding | None = None) -> Job:
+        """Add `count` drafts of the request, each with a seed of its own."""
+        asked = several(request, count=count)
+        return self._added(submit(self.store, self.uploads, self.host, asked, kind="draft", encoding=encoding))
+
+    def finish(self, draft: str) -> Job:
+        """Add the job that goes on from a draft. Raises Conflict, NoSuchJob."""
+        return self._added([finish(self.store, draft)])
+
+    def _added(self, rows: Sequence[Row]) -> Job:
+        self.worker.wake()
+        return Job(self, [row.id for row in rows])
+
+    def drafts(self, job: Job) -> list[tuple[str, str | None, int]]:
+        """(id, path of the picture, seed) of each draft that is done."""
+        done = [row for row in job.rows if row.state == "done"]
+        return [(row.id, preview_of(self.store, row), int(row.request["seed"])) for row in done]
 
     def cancel(self, job: Job) -> None:
-        """Stop `job` at its next poll; one that ended stays as it is."""
-        if job.running:
-            job.cancelled.set()
-            self.host.cancel()
+        """Stop all of `job`; what ended stays as it is."""
+        for one in job.ids:
+            self.store.cancel(one)
+        self.worker.wake()
+
+    def waiting(self, row: Row) -> dict[str, Any]:
+        """What is said of a job that has not begun."""
+        ahead = [one.id for one in self.store.rows() if not one.over].index(row.id) if row.state == "queued" else 0
+        held = "the queue is paused" if self.store.paused else f"{ahead} before it" if ahead else ""
+        empty = {name: 0 for name in SHOWN if name not in ("run", "runs")}
+        return {**empty, "phase": "waiting" if row.state == "queued" else "load", "message": held, "run": 1, "runs": 1}
 
     def close(self) -> None:
-        """Take no more jobs and cancel the running one."""
-        self.closing = True
-        if self.running:
-            self.cancel(self.running)
+        """Begin no more; the running job makes way, and goes on when somebody works here again."""
+        self.worker.close()
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Until the worker has ended, and with it whatever it was writing; False if that takes longer."""
+        """Until nothing is to be done, or the worker has ended; False if that takes longer."""
         end = time.monotonic() + seconds
-        while self._worker is not None and self._worker.is_alive():
+        while not self.worker.join(0.05):
+            counts = self.store.counts()
+            if not self.closing and not counts["queued"] and not counts["running"] and self.worker.live is None:
+                return True
             if time.monotonic() > end:
                 return False
-            self._worker.join(0.2)  # a timeout, because Windows cannot interrupt a join without one
         return True
 
-    def _show(self, event: Event) -> None:
-        """The host's events, in the worker thread."""
-        job = self.running
-        if job is None:
-            return
-        job.show(event)
-        if event.preview is not None:
-            job.preview = self.host.picture(event.preview)
-        if job.cancelled.is_set():  # again: the run forgets what was cancelled before it began
-            self.host.cancel()
 
-    def _work(self, job: Job) -> None:
-        """Run a job to its last event. What is no LTXError reaches the terminal as a traceback, by threading."""
-        end: dict[str, Any] = {"state": "failed", "message": UNEXPECTED}
-        try:
-            end = _done(job, self._run(job))
-        except Cancelled as error:
-            end = {"state": "cancelled", "message": str(error)}
-        except LTXError as error:
-            job.error = error
-            end = {"state": "failed", "message": in_words(str(error))}
-        finally:
-            job.events.append(end)
-
-    def _run(self, job: Job) -> State:
-        self._prepare()
-        from modules.ltx.ltx_process import run  # torch and diffusers: seconds
-
-        if job.cancelled.is_set():
-            raise Cancelled("cancelled; nothing was written")
-        for plan in job.plans:
-            job.states.append(run(plan, self.host, encoding=job.encoding))
-        return job.states[-1]
+def plan_of(row: Row, host: Host) -> Plan:
+    """The plan of a job as it was, made again; of a finished one whose length was predicted, with that length."""
+    request = Request.parse(row.request)
+    plan = sketch(request, host)
+    if plan.predicts_frames and row.result is not None:
+        plan = replace(sketch(replace(request, frames=row.result["frames"]), host), request=request)
+    return plan
 
 
-def _done(job: Job, state: State) -> dict[str, Any]:
-    """The last event of a job that made its video."""
-    media = state.media
-    if media is None:
-        raise LTXError("the run ended without a file")
-    job.video = media.path
-    return {
-        "state": "done",
-        "video": f"/jobs/{job.id}/video",
-        "name": media.path.name,
-        "seed": state.seed,
-        "seed_text": str(state.seed),  # for JavaScript, whose numbers end at 53 bits
-        "seconds": [{"phase": t.phase, "label": PHASES[t.phase], "seconds": t.seconds} for t in state.timings],
-        "notes": [in_words(note) for note in (*state.plan.notes, *state.notes)],
-        "width": media.width,
-        "height": media.height,
-        "frames": media.frames,
-        "fps": media.fps,
-    }
+def state_of(row: Row, host: Host) -> State:
+    """A finished job as its run returned it, but for the tensors."""
+    result, plan = row.result or {}, plan_of(row, host)
+    timings = tuple(Timing(one["phase"], one["seconds"], one.get("peak")) for one in result["timings"])
+    refined = tuple(Refinement(one["stage"], one["rows"]) for one in result["refined"])
+    notes = tuple(note for note in result["notes"] if note not in plan.notes)
+    media = None if result["files"] is None else _media(result["files"])
+    return State(plan, int(result["seed"]), timings=timings, refined=refined, notes=notes, media=media)
+
+
+def _media(files: dict[str, Any]) -> Media:
+    known = {field.name: files[field.name] for field in fields(Media)}
+    paths = {name: Path(known[name]) if known[name] else None for name in ("path", "thumbnail", "frames_folder")}
+    return Media(**{**known, **paths, "maps": tuple(map(Path, known["maps"]))})
+
+
+def preview_of(store: Store, row: Row) -> str | None:
+    """The picture of a draft, if it has one."""
+    path = store.folder_of(row.id) / PREVIEW
+    return str(path) if path.is_file() else None

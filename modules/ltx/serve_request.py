@@ -1,14 +1,14 @@
 """Between the browser's JSON and the core: values to a Request, plans and variants to JSON, its words.
 
-Knows what the page may ask for, which is less than the command line: models of the catalogue only,
-uploaded images by id, no LoRA, no path of any kind. Deliberately knows nothing of HTTP, jobs or how
-anything is made.
+Knows what a page or a program may ask for, which is less than the command line: models of the catalogue only,
+uploaded media by id, LoRAs by the names the server lists, no path of any kind. Deliberately knows nothing of HTTP,
+jobs or how anything is made.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from modules.ltx.ltx_capabilities import Caps, all_caps
 from modules.ltx.plan import Plan
 from modules.ltx.recipe import memory_gb
 from modules.ltx.request import OPTIONS, Request
-
-PathOf = Callable[[object], Path]
+from modules.ltx.uploads import Uploads
 
 # What the core's sentences say to somebody at a command line, for somebody at a page.
 _PHRASES = (
@@ -56,17 +55,18 @@ def in_words(sentence: str) -> str:
     return " ".join(sentence.split())
 
 
-def request_of(values: Mapping[str, object], path_of: PathOf) -> Request:
-    """The checked Request of the page's values; `path_of` finds an uploaded image by its id."""
-    for name, why in (("loras", "LoRA files"), ("variant", "folders and repos"), ("prefix", "videos to begin with")):
-        if values.get(name):
-            raise RequestError(f"{name}: {why} are for the command line; the page takes none.")
+def request_of(values: Mapping[str, object], uploads: Uploads, loras: Path | None = None) -> Request:
+    """The checked Request of what a page or a program sent. Media are named by the ids of their uploads, LoRAs by the
+    names of files in the folder `loras`; no path, no repo and no address is taken. Raises RequestError."""
+    if values.get("variant"):
+        raise RequestError("variant: folders and repos are for the command line; name a model of the list.")
     _check_model(values.get("model"))
-    images = values.get("images") or ()
-    if not isinstance(images, (list, tuple)):
-        raise RequestError("images: not valid; it takes a list of objects.")
-    named = {name: value for name, value in values.items() if name not in ("images", "loras", "variant", "prefix")}
-    return Request.parse({**named, "images": [_image(item, path_of) for item in images]})
+    named = {name: value for name, value in values.items() if name not in ("images", "loras", "prefix", "variant")}
+    images = [_medium(item, uploads, "image", {"frame", "strength"}) for item in _list(values, "images")]
+    weights = [_lora(item, loras) for item in _list(values, "loras")]
+    prefix = values.get("prefix")
+    begun = None if prefix is None else _medium(prefix, uploads, "video", {"frames", "skip", "strength"})
+    return Request.parse({**named, "images": images, "loras": weights, "prefix": begun})
 
 
 def _check_model(model: object) -> None:
@@ -76,29 +76,76 @@ def _check_model(model: object) -> None:
         raise RequestError(f"model {str(model)[:80]!r}: not in the list of variants; name one by its id or its label.")
 
 
-def _image(item: object, path_of: PathOf) -> dict[str, object]:
-    if not isinstance(item, Mapping) or not set(item) <= {"id", "frame", "strength"}:
-        raise RequestError("images: each is {id, frame, strength}; upload the image first, a path is not taken.")
-    return {**{key: item[key] for key in ("frame", "strength") if key in item}, "path": str(path_of(item.get("id")))}
+def _list(values: Mapping[str, object], name: str) -> list[object]:
+    items = values.get(name) or ()
+    if not isinstance(items, (list, tuple)):
+        raise RequestError(f"{name}: not valid; it takes a list of objects.")
+    return list(items)
 
 
-def request_json(request: Request) -> dict[str, Any]:
-    """What was asked, as the page can ask it again: image ids for paths."""
-    asked = request.to_json() | {"images": [_image_json(at) for at in request.to_json().get("images", ())]}
-    if request.seed is not None:
-        asked["seed"] = str(request.seed)  # JavaScript's numbers end at 53 bits, seeds at 63
-    return asked
+def _medium(item: object, uploads: Uploads, kind: str, more: set[str]) -> dict[str, object]:
+    if not isinstance(item, Mapping) or not set(item) <= {"id", *more}:
+        known = ", ".join(("id", *sorted(more)))
+        raise RequestError(f"{kind}s: each is {{{known}}}; upload the {kind} first, a path is not taken.")
+    return {**{key: item[key] for key in more if key in item}, "path": str(uploads.path_of(item.get("id"), kind))}
 
 
-def _image_json(at: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": Path(at["path"]).name, "frame": at["frame"], "strength": at["strength"]}
+def _lora(item: object, folder: Path | None) -> dict[str, object]:
+    if not isinstance(item, Mapping) or not set(item) <= {"name", "strength", "stage2"}:
+        raise RequestError("loras: each is {name, strength, stage2}; a path is not taken.")
+    known = lora_names(folder)
+    name = item.get("name")
+    if not isinstance(name, str) or name not in known or folder is None:
+        there = f"of {', '.join(known[:20])}" if known else "there is none: start the server with --loras FOLDER"
+        raise RequestError(f"loras {str(name)[:80]!r}: not in the server's folder; {there}.")
+    return {**{key: item[key] for key in ("strength", "stage2") if key in item}, "source": str(folder / name)}
+
+
+def lora_names(folder: Path | None) -> list[str]:
+    """The files of the folder that a server lends LoRAs from."""
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def request_json(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked (`Request.to_json`), as it can be asked again: ids and names for paths, the seed as text."""
+    shown: dict[str, Any] = {
+        **asked,
+        "images": [_by_id(at) for at in asked.get("images", ())],
+        "loras": [{**at, "name": Path(at["source"]).name} for at in asked.get("loras", ())],
+    }
+    for at in shown["loras"]:
+        del at["source"]
+    if asked.get("prefix"):
+        shown["prefix"] = _by_id(asked["prefix"])
+    if asked.get("seed") is not None:
+        shown["seed"] = str(asked["seed"])  # JavaScript's numbers end at 53 bits, seeds at 63
+    return {name: value for name, value in shown.items() if value not in ([], None)}
+
+
+def without_paths(sentence: str, asked: Mapping[str, Any]) -> str:
+    """A sentence about a request, with ids and names in place of its files."""
+    media = [at["path"] for at in (*asked.get("images", ()), *filter(None, [asked.get("prefix")]))]
+    for path in media:
+        sentence = sentence.replace(path, Path(path).stem)
+    for at in asked.get("loras", ()):
+        sentence = sentence.replace(at["source"], Path(at["source"]).name)
+    return sentence
+
+
+def _by_id(at: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": Path(at["path"]).stem, **{name: value for name, value in at.items() if name != "path"}}
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """The plan as the command line prints it, with image ids for paths and a few words to show."""
     made = plan.to_json()
-    made["images"] = [_image_json(at) for at in made["images"]]
-    made["notes"] = [in_words(note) for note in plan.notes]
+    made["images"] = [_by_id(at) for at in made["images"]]
+    made["prefix"] = None if made["prefix"] is None else _by_id(made["prefix"])
+    for stage in made["stages"]:
+        stage["loras"] = [{**one, "repo": Path(one["repo"]).name} for one in stage["loras"]]
+    made["notes"] = [without_paths(in_words(note), plan.request.to_json()) for note in plan.notes]
     made["table"] = [
         {
             "stage": stage.name,

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import av
@@ -48,12 +48,14 @@ OURS = {
 
 
 @contextmanager
-def serving(root: Path, data: Path, *, theme: str = "standard/black-teal", extension: bool = True) -> Iterator[str]:
-    """The address of a server of its own; `data` is where it keeps its files."""
+def serving(
+    root: Path, data: Path, *, theme: str = "standard/black-teal", extension: bool = True, more: Sequence[str] = ()
+) -> Iterator[str]:
+    """The address of a server of its own; `data` is where it keeps its files, `more` are further arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, *arguments(data, extension=extension), "--port", str(port), "--theme", theme]
+    command = [sys.executable, *arguments(data, extension=extension), "--port", str(port), "--theme", theme, *more]
     url = f"http://127.0.0.1:{port}"
     with (data / "said.txt").open("wb") as said:
         process = subprocess.Popen(command, cwd=root, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
@@ -73,6 +75,8 @@ def answers(url: str) -> bool:
     try:
         with urlopen(f"{url}/sdapi/v1/status", timeout=5) as reply:
             return bool(reply.status == 200)
+    except HTTPError as error:
+        return error.code == 401  # it asks for a password
     except (URLError, TimeoutError, ConnectionError):
         return False
 

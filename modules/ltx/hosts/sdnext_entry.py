@@ -1,4 +1,5 @@
-"""What the extension registers with SD.Next at its start: rows of models, settings, the self-refiner as a sampler.
+"""What the extension registers with SD.Next at its start: rows of models, settings, the self-refiner as a sampler,
+and, when its server is there, the API.
 
 Called once by scripts/ltx_extension.py. Nothing here reads weights.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from modules.ltx.hosts import sdnext_samplers, sdnext_settings
+from modules.ltx.hosts import sdnext_api, sdnext_samplers, sdnext_settings
 from modules.ltx.hosts.sdnext import resident, ui
 from modules.ltx.hosts.sdnext_rows import add_rows, remove_rows
 
@@ -30,6 +31,8 @@ def register(fall_back: Callable[[], None]) -> None:
             ):
                 undo.callback(callbacks.remove_callbacks_for_function, heard)
                 listen(heard)
+        undo.callback(callbacks.remove_callbacks_for_function, sdnext_api.started)
+        callbacks.on_app_started(sdnext_api.started)
         kept = undo.pop_all()
 
     def taken_out() -> None:

@@ -151,7 +151,7 @@ class Desk:
         return str(self.jobs.host.settings.device or "this machine")
 
     def start(self, form: Form) -> Job:
-        """Raises RequestError for what cannot be done, Busy while a job runs."""
+        """Add it to the queue. Raises RequestError for what cannot be done, QueueFull."""
         return self.jobs.start(settle(self.request(form), self.jobs.host), encoding=self.encoding(form))
 
     def start_both(self, form: Form) -> Job:
@@ -159,6 +159,18 @@ class Desk:
         from modules.ltx.compare import both  # torch: seconds
 
         return self.jobs.start(*both(self.request(form), self.jobs.host), encoding=self.encoding(form))
+
+    def draft(self, form: Form, count: int) -> Job:
+        """Add `count` drafts: stage 1 alone, each with a seed of its own."""
+        return self.jobs.draft(self.request(form), count, self.encoding(form))
+
+    def drafts(self, job: Job) -> list[tuple[str, str | None, int]]:
+        """(id, path of its picture, seed) of each draft of `job` that is done."""
+        return self.jobs.drafts(job)
+
+    def finish(self, draft: str) -> Job:
+        """Add the job that makes the video of a draft. Raises Conflict where that is not done, NoSuchJob."""
+        return self.jobs.finish(draft)
 
     def running(self, job: Job) -> str:
         """How far a job is."""

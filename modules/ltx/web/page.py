@@ -188,9 +188,9 @@ class Page(Layout):
         return [tabs, state, *kept, _help(rescue), *buttons, *after, job, made, rescue]
 
     def _cancelled(self, job: str) -> None:
-        running = self.desk.jobs.running
-        if running is not None:
-            self.desk.jobs.cancel(running)
+        shown = self.desk.jobs.get(job) or self.desk.jobs.running
+        if shown is not None:
+            self.desk.jobs.cancel(shown)
 
     def _paused(self, label: str) -> str:
         self.desk.jobs.host.pause(label == "Pause")
