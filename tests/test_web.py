@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from modules.ltx import advice, ltx_ui, pace, panel
@@ -132,7 +133,7 @@ def test_styles_reach_the_request(tmp_path: Path, desk: Desk) -> None:
 
 def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     asked = form(steps=3, prompt_is="unknown names do no harm")
-    job = desk.start(asked)
+    job = desk.start(replace(asked, output={"codec": "hevc", "crf": 40}))
     assert any(words in desk.running(job) for words in ("waiting", "loading the model", "stage 1"))
     ended(desk, job)
     media = job.states[0].media
@@ -149,6 +150,8 @@ def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     assert said == f"the settings of {media.path.name} are in the form now"
     assert caps.id == asked.model
     assert desk.request(again) == desk.request(asked)
+    with av.open(str(media.path)) as file:
+        assert file.streams.video[0].codec_context.name == "hevc"
     settings = desk.settings(media.path)
     for words in ("<th>steps</th><td>3</td>", "a small red ball", "<th>width</th>"):
         assert words in settings

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modules.ltx.cli import build_parser, print_json, request_of
+from modules.ltx.cli import build_parser, encoding_of, print_json, request_of
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 
 
@@ -121,7 +121,7 @@ def generate(args: argparse.Namespace) -> None:
     host = _host(args, on_event=bar.show)
     request = request_of(args)
     settled = settle(request, host)
-    path, encoding = _target(args.output), _encoding(args)
+    path, encoding = _target(args.output), encoding_of(args)
     check_writable(path.parent if path else host.settings.outputs)
     if console.is_terminal:
         plan_text(settled, console)
@@ -161,14 +161,6 @@ def _target(output: str | None) -> Path | None:
     if path.suffix.lower() != ".mp4" or path.is_dir():
         raise RequestError(f"-o {output}: not an mp4 file name; give a name that ends in .mp4.")
     return path
-
-
-def _encoding(args: argparse.Namespace) -> Any:
-    from modules.ltx.media import Encoding
-    from modules.ltx.request import Option
-
-    crf = Option("crf", "int", "quality", "--crf", 0, 51).parse(args.crf)
-    return Encoding(codec=args.codec, crf=crf, png_frames=args.png, thumbnail=not args.no_thumbnail)
 
 
 def _quiet_libraries() -> None:

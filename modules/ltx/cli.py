@@ -185,15 +185,28 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)")
     group.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for names of ours")
+    add_file_options(group)
+    group.add_argument(
+        "--compare", action="store_true", help="make it with the self-refiner off and on, and both side by side"
+    )
+
+
+def add_file_options(group: Any) -> None:
+    """How the video's file is written."""
     group.add_argument(
         "--codec", metavar="NAME", default="h264", help="h264 plays everywhere, hevc and av1 are smaller (default h264)"
     )
     group.add_argument("--crf", metavar="N", help="quality, 0 (best) to 51 (default 18; hevc 20, av1 24)")
     group.add_argument("--png", action="store_true", help="write every frame as PNG, too")
-    group.add_argument(
-        "--compare", action="store_true", help="make it with the self-refiner off and on, and both side by side"
-    )
     group.add_argument("--no-thumbnail", action="store_true", help="write no thumbnail")
+
+
+def encoding_of(args: argparse.Namespace) -> Any:
+    """The `media.Encoding` of a parsed command line."""
+    from modules.ltx.media import Encoding
+
+    crf = Option("crf", "int", "quality", "--crf", 0, 51).parse(args.crf)
+    return Encoding(codec=args.codec, crf=crf, png_frames=args.png, thumbnail=not args.no_thumbnail)
 
 
 def request_of(args: argparse.Namespace) -> Request:

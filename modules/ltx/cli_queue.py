@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modules.ltx.cli import Parser, add_machine_options, add_request_options, print_json, request_of
+from modules.ltx.cli import (
+    Parser,
+    add_file_options,
+    add_machine_options,
+    add_request_options,
+    encoding_of,
+    print_json,
+    request_of,
+)
 from modules.ltx.cli_show import PHASES
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 from modules.ltx.jobs import FOLDER, Row, Store
@@ -55,6 +63,7 @@ def add_parsers(commands: Any) -> None:
         add_request_options(parser)
         add_machine_options(parser)
         _add_batch_options(parser)
+        add_file_options(parser.add_argument_group("output"))
     for parser in (made["run"], done):
         add_machine_options(parser)
     for parser in (made["add"], done):
@@ -123,7 +132,8 @@ class Here:
         asked = several(request, count=count, seeds=_seeds(self.args.seeds))
         level = LEVEL.parse(getattr(self.args, "priority", None)) or 0
         host = self._make_host(self.args)
-        return submit(self.store, self.uploads, host, asked, kind=kind, priority=level)
+        encoding = encoding_of(self.args)
+        return submit(self.store, self.uploads, host, asked, kind=kind, priority=level, encoding=encoding)
 
     def _list(self) -> None:
         rows = self.store.rows(state=self.args.state)
