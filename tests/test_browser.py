@@ -213,6 +213,36 @@ def test_off_and_on_are_seen_beside_one_another_and_a_file_restores_its_settings
     page.wait_for_function("document.querySelector('#ltx_self_refine input').value === 'p2'")
 
 
+def test_jobs_stand_in_line_and_a_draft_is_chosen(page: Any, outputs: Path) -> None:
+    before = len(list(outputs.glob("*.mp4")))
+    open_group(page, "Sampling", "steps")
+    set_number(page, "steps", 200)
+    page.fill("#ltx_prompt textarea", "a big blue square still on white")
+    page.click("#ltx_generate")
+    page.wait_for_selector("#ltx_state >> text=evaluation")
+    set_number(page, "steps", 4)
+    page.fill("#ltx_prompt textarea", PROMPT)
+    page.click("#ltx_add")
+    page.wait_for_selector("#ltx_line >> text=queued")
+    page.click("#ltx_job input")
+    page.click("[role=option]:has-text('a big blue square')")
+    page.click("#ltx_drop")  # the running one; then the page shows the next
+    page.wait_for_selector("#ltx_line >> text=cancelled")
+    page.click("button[role=tab]:has-text('Video')")
+    page.wait_for_selector("#ltx_done >> text=in all")
+    ready(page)
+    assert len(list(outputs.glob("*.mp4"))) == before + 1
+    page.click("button[role=tab]:has-text('Drafts')")
+    page.fill("#ltx_drafts input[type=number]", "2")
+    page.keyboard.press("Tab")
+    page.click("#ltx_draft")
+    page.wait_for_function("document.querySelectorAll('#ltx_sketches img').length === 2")
+    page.click("#ltx_sketches button:has(img) >> nth=1")
+    page.click("#ltx_finish:not([disabled])")
+    done(page)
+    assert len(list(outputs.glob("*.mp4"))) == before + 2
+
+
 def assert_in_step(page: Any) -> None:
     """What is done to one of two players the other does too."""
     both = "['ltx_video', 'ltx_other'].map((id) => document.querySelector(`#${id} video`))"

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
 
+from modules.ltx import compare
 from modules.ltx.errors import Cancelled, OutOfMemory, RequestError
 from modules.ltx.front import request_of_file, settle
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
-from modules.ltx.ltx_process import run
+from modules.ltx.ltx_process import drawn, run
 from modules.ltx.media import Encoding
 from modules.ltx.media_in import read_metadata
 from modules.ltx.plan import Plan
@@ -273,6 +275,17 @@ def test_out_of_memory_names_its_phase(tripping: TrippedEmbedded, planned: Plann
     tripping.arm(0, None)
 
 
+def test_a_clip_on_its_way_is_drawn_as_it_would_be_decoded(host: EmbeddedHost, planned: Planned) -> None:
+    plan = planned("nano-2.3-distilled-t2v", refine=True, width=128, height=128, frames=25, prompt="a big red square", steps=None)
+    picture = np.asarray(drawn(run(plan, host, until="sample"), host)).astype(int)
+    assert picture.shape == (64, 3 * 64, 3)  # stage 1 is half the size
+    alone = planned("nano-2.3-distilled-t2v", width=64, height=64, frames=25, prompt="a big red square", steps=None)
+    assert [stage.sigmas for stage in alone.stages] == [plan.stages[0].sigmas]
+    whole = np.concatenate(list(compare.frames(media_of(alone, host, encoding=Encoding(crf=1)).path))).astype(int)
+    for place, number in enumerate((0, 12, 24)):
+        assert np.abs(picture[:, 64 * place : 64 * (place + 1)] - whole[number]).mean() < 6  # the mp4 has less colour
+
+
 def test_a_cancel_from_another_thread_stops_the_run(cache: Path, planned: Planned, tmp_path: Path) -> None:
     def cancel_in_stage_2(event: Event) -> None:
         if event.phase == "refine" and event.step == 1:
@@ -318,7 +331,7 @@ import sys
 from pathlib import Path
 from modules.ltx.front import settle
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
-from modules.ltx.ltx_process import run
+from modules.ltx.ltx_process import drawn, run
 from modules.ltx.request import Request
 
 host = EmbeddedHost(Settings(Path(sys.argv[2]), cache=Path(sys.argv[3]), device="cpu", offline=True))

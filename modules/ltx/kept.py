@@ -97,7 +97,7 @@ class Kept:
             "frames": state.plan.frames,
             "done": state.done,
             "notes": list(state.notes),
-            "timings": [[timing.phase, timing.seconds] for timing in state.timings],
+            "timings": [[timing.phase, timing.seconds, timing.peak] for timing in state.timings],
             "refined": [[done.stage, done.rows] for done in state.refined],
             "video_sha256": None if latents is None else latents_digest(latents),
         }
@@ -134,7 +134,7 @@ def _named(owner: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 def _moved_on(state: State, plan: Plan, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> State:
     embeds = Embeds(*(tensors.get(name) for name in _EMBEDS)) if "prompt" in tensors else None  # type: ignore[arg-type]
-    timings = tuple(Timing(str(phase), float(seconds)) for phase, seconds in header["timings"] if phase != "load")
+    timings = tuple(Timing(phase, seconds, peak) for phase, seconds, peak in header["timings"] if phase != "load")
     refined = tuple(
         Refinement(stage, rows, _picture(tensors.get(f"refined.{number}")))
         for number, (stage, rows) in enumerate(header["refined"])

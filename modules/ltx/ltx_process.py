@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from modules.ltx import borrow, decode, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
@@ -29,7 +31,6 @@ from modules.ltx.state import Event, Media, State, Timing
 from modules.ltx.version import VERSION
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 STALE = 24 * 3600.0  # seconds after which a partial file of ours belongs to a process that was killed
@@ -212,6 +213,17 @@ def _frames(
         state = replace(state, notes=(*state.notes, said))
         host.free("decoder")
     return state, decode.frames(pipe, latents, plan.decode, generator=generator(), before_tile=before_tile)
+
+
+def drawn(state: State, host: Host) -> Image.Image:
+    """The clip as far as it is, in three pictures side by side: its first, middle and last frame."""
+    plan = state.plan
+    wanted = sorted({0, (plan.frames - 1) // 2, plan.frames - 1})
+    with host.lock(), _phase("decode"), host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
+        seed = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
+        chunks = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=seed, before_tile=host.poll)
+        every = (frame for chunk in chunks for frame in chunk)
+        return Image.fromarray(np.concatenate([frame for n, frame in enumerate(every) if n in wanted], axis=1))
 
 
 def _for_vae(pipe: Any, state: State) -> torch.Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx.cli_show import PHASES, extras, guidance_words, memory_text
+from modules.ltx.jobs import Row
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.recipe import memory_gb
@@ -211,6 +212,21 @@ def missing(names: Sequence[str]) -> str:
     if not names:
         return ""
     return f"; {', '.join(names)} {'are' if len(names) > 1 else 'is'} not where it was any more: give it again"
+
+
+def line_html(rows: Sequence[Row], paused: bool) -> str:
+    """The queue as a table: what runs, then what waits in its order, then what ended, newest first."""
+    if not rows:
+        return _panel("<p>Nothing was asked for yet; what is generated stands in line here.</p>")
+    heads = "".join(f"<th>{name}</th>" for name in ("state", "what", "prompt", "model", "seed"))
+    held = "<p><b>No further job is begun.</b></p>" if paused else ""
+    return _panel(f"{held}<table><tr>{heads}</tr>{''.join(map(_line, rows))}</table>")
+
+
+def _line(row: Row) -> str:
+    said = row.error["message"] if row.state == "failed" and row.error else row.request.get("prompt", "")
+    cells = (row.state, row.kind, said[:120], row.request.get("model", "nano"), row.request.get("seed", ""))
+    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
 
 
 def settings_html(name: str, asked: Mapping[str, Any]) -> str:

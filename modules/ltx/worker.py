@@ -188,7 +188,9 @@ class Worker:
         encoding, until = Encoding(**row.output), "sample" if draft else None
         state = run(plan, self.host, path=_free(row), encoding=encoding, keep=keep, until=until)
         if draft:
-            self._draw(row)
+            from modules.ltx.ltx_process import drawn
+
+            drawn(state, self.host).save(self.store.folder_of(row.id) / PREVIEW)
         return result_of(state)
 
     def _state_of(self, row: Row) -> Path:
@@ -200,12 +202,6 @@ class Worker:
             shutil.copyfile(source, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
         return file
-
-    def _draw(self, row: Row) -> None:
-        """A draft's small picture: the middle frame of its latents, as its last step showed it."""
-        picture = self.previews.get(row.id)
-        if picture is not None:
-            picture.save(self.store.folder_of(row.id) / PREVIEW)
 
     def _made(self, row: Row) -> dict[str, Any] | None:
         """The result of a job whose process died behind its last step: its video is there, of the latents it kept."""

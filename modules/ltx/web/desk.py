@@ -30,6 +30,7 @@ from modules.ltx.serve_request import in_words, on_this_machine
 from modules.ltx.state import Event
 
 _GALLERY = 24  # videos shown, newest first
+_LINE = 50  # jobs shown of the queue
 _MEDIA = ("image", "files", "video")
 _OWN = ("Sampling", "Guidance", "Decoding")  # what advice on another variant takes from that variant
 
@@ -171,6 +172,30 @@ class Desk:
     def finish(self, draft: str) -> Job:
         """Add the job that makes the video of a draft. Raises Conflict where that is not done, NoSuchJob."""
         return self.jobs.finish(draft)
+
+    def line(self) -> str:
+        """The queue, as a table."""
+        return panel.line_html(self.jobs.store.rows(limit=_LINE), self.jobs.store.paused)
+
+    def waiting(self) -> list[tuple[str, str]]:
+        """(words, id) of the jobs that run or wait."""
+        rows = [row for row in self.jobs.store.rows(limit=_LINE) if not row.over]
+        return [(f"{row.request.get('prompt', '')[:60]} | seed {row.request.get('seed')}", row.id) for row in rows]
+
+    def first(self, job: str) -> None:
+        """Make it the next. Raises Conflict for one that does not wait, NoSuchJob."""
+        self.jobs.store.move(job, 0)
+
+    def drop(self, job: str) -> None:
+        """Cancel it. Raises NoSuchJob."""
+        self.jobs.store.cancel(job)
+        self.jobs.worker.wake()
+
+    def hold(self) -> str:
+        """Begin no further job, or begin them again; a sentence."""
+        self.jobs.store.pause(not self.jobs.store.paused)
+        self.jobs.worker.wake()
+        return "what runs is finished, nothing else is begun" if self.jobs.store.paused else "the queue goes on"
 
     def running(self, job: Job) -> str:
         """How far a job is."""

@@ -12,6 +12,7 @@ from modules.ltx import ltx_ui
 from modules.ltx.ltx_capabilities import Caps, caps_for
 from modules.ltx.web.components import component
 from modules.ltx.web.desk import Desk
+from modules.ltx.web.line import Drafts, Queue
 
 _OPEN = ("Size", "Input media", "Stages", "Self-refiner")
 
@@ -40,6 +41,7 @@ class Layout:
         with gr.Row():
             small: dict[str, Any] = {"min_width": 90, "size": "md"}
             self.generate = gr.Button("Generate", variant="primary", elem_id="ltx_generate", **small)
+            self.add = gr.Button("Queue it", elem_id="ltx_add", **small)
             self.both = gr.Button("Compare", elem_id="ltx_both", **small)
             self.pause = gr.Button("Pause", interactive=False, elem_id="ltx_pause", **small)
             self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="ltx_cancel", **small)
@@ -78,6 +80,7 @@ class Layout:
                 self.help = gr.Button(visible=False, variant="primary", elem_id="ltx_help")
             with gr.Tab("Video", id="video"):
                 self._result()
+            self.queue, self.drafts = Queue(self.desk), Drafts(self.desk)
             with gr.Tab("Earlier videos", id="earlier") as self.earlier:
                 told = "Newest first; choose one to see its settings"
                 self.gallery = gr.Gallery(label=told, columns=3, elem_id="ltx_gallery")

@@ -40,6 +40,8 @@ class Page(Layout):
             self._sized_by_shape_and_time()
             self._jobs()
             self._restores()
+            self.queue.wire()
+            self.drafts.wire(self.form, self.read)
             for script in (KEYS, IN_STEP):
                 self.blocks.load(None, js=script)
 
@@ -62,6 +64,8 @@ class Page(Layout):
     def _jobs(self) -> None:
         self.generate.click(partial(self._run, self.desk.start), self.form, self.shown, **_QUIET)
         self.both.click(partial(self._run, self.desk.start_both), self.form, self.shown, **_QUIET)
+        self.drafts.finish.click(self._finished, self.drafts.picked, self.shown, **_QUIET)
+        self.add.click(self._added, self.form, [self.tabs, self.queue.table, self.queue.said], **_QUIET)
         self.blocks.load(self._resumed, None, self.shown, **_QUIET)
         self.cancel.click(self._cancelled, self.job, None, queue=False, **_QUIET)
         self.pause.click(self._paused, self.pause, self.pause, queue=False, **_QUIET)
@@ -132,6 +136,24 @@ class Page(Layout):
             return
         yield from self._followed(job)
 
+    def _added(self, *values: Any) -> tuple[Any, str, str]:
+        """One more job for the queue; what is being shown goes on."""
+        try:
+            job = self.desk.start(self.read(values))
+        except LTXError as error:
+            return gr.update(selected="queue"), self.desk.line(), panel.error_html(in_words(str(error)))
+        ahead = job.events[-1]["message"]
+        said = "it is in the queue" + (f", {ahead}" if ahead else "")
+        return gr.update(selected="queue"), self.desk.line(), panel.words_html(said)
+
+    def _finished(self, draft: str) -> Iterator[list[Any]]:
+        try:
+            job = self.desk.finish(draft)
+        except LTXError as error:
+            yield self._shown(state=panel.error_html(in_words(str(error))), tab="video")
+            return
+        yield from self._followed(job)
+
     def _resumed(self) -> Iterator[list[Any]]:
         """A page that was opened anew finds the job that is running, or behind its plan the last one."""
         job = self.desk.jobs.last
@@ -141,13 +163,21 @@ class Page(Layout):
         yield from self._followed(job, tab="video" if job.running else None)
 
     def _followed(self, job: Job, tab: str | None = "video") -> Iterator[list[Any]]:
+        """A job to its end, then those behind it in the queue."""
+        yield from self._one(job, tab)
+        while (after := self.desk.jobs.running) is not None and not self.desk.jobs.closing:
+            yield from self._one(after, "video")
+
+    def _one(self, job: Job, tab: str | None) -> Iterator[list[Any]]:
+        """The tab is turned to once, at the beginning: whoever looks elsewhere meanwhile is let."""
         seen: Any = None
         while job.running and not self.desk.jobs.closing:
             picture = gr.skip()
             if job.preview is not None and job.preview is not seen:
                 seen = job.preview
                 picture = gr.update(value=seen, visible=True)
-            yield self._shown(state=self.desk.running(job), preview=picture, tab="video", running=True, job=job.id)
+            yield self._shown(state=self.desk.running(job), preview=picture, tab=tab, running=True, job=job.id)
+            tab = None
             time.sleep(_BEAT)
         media = [state.media for state in job.states if state.media is not None]
         first = str(media[0].path) if media else None
