@@ -107,8 +107,9 @@ def main() -> int:
             found = asyncio.run(load(url, job, min(given.seconds, alone), given.clients, given.rate))
             client.wait(job)
             under = sampling(client, job)
+            time.sleep(1)  # what is tidied up behind a job
             before = sum(server.cpu_times()[:2])
-            idle = asyncio.run(load(url, job, 5, given.clients, given.rate))
+            idle = asyncio.run(load(url, job, 10, given.clients, given.rate))
             found["cpu_seconds_per_request"] = round((sum(server.cpu_times()[:2]) - before) / idle["requests"], 4)
         found |= {"seconds_alone": alone, "seconds_under_load": under, "slow_down": round(under / alone - 1, 3)}
         process.terminate()

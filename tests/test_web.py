@@ -161,6 +161,23 @@ def test_a_job_is_followed_restored_and_listed(desk: Desk) -> None:
     assert "about" in desk.planned(asked).html  # how long it takes is known now
 
 
+def test_drafts_are_chosen_from_and_one_is_finished(desk: Desk) -> None:
+    drafts = ended(desk, desk.draft(form(refine=True, width=128, height=128), 2))
+    [first, second] = desk.drafts(drafts)
+    assert first[2] == 1
+    assert second[2] != 1
+    for _, picture, _ in (first, second):
+        assert picture is not None
+        assert Path(picture).is_file()
+    assert drafts.states[0].media is None
+    job = ended(desk, desk.finish(second[0]))
+    assert job.states[0].seed == second[2]
+    assert f"seed {second[2]}" in desk.ended(job)
+    again = desk.jobs.last
+    assert again is not None
+    assert again.id == job.id  # drafts are shown by themselves
+
+
 def test_off_and_on_are_one_job_of_two_videos(desk: Desk) -> None:
     job = ended(desk, desk.start_both(form(steps=None, **REFINED)))
     off, on = job.states
