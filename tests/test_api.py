@@ -212,6 +212,21 @@ def test_a_batch_is_every_prompt_with_every_seed(held: TestClient) -> None:
         refused(held.post(f"{API}/batches", json={"request": SMALL} | wrong), 422, "request")
 
 
+def test_how_a_file_is_written_goes_with_the_job(client: TestClient, app: App) -> None:
+    job = client.post(f"{API}/jobs", json=SMALL | {"output": {"codec": "av1", "crf": 40, "thumbnail": False}}).json()
+    assert ended(client, job["id"])["state"] == "done"
+    with av.open(io.BytesIO(client.get(job["links"]["video"]).content)) as file:
+        assert file.streams.video[0].codec_context.codec_tag == "av01"
+    assert list(app.outputs.glob("*.jpg")) == []
+    before = len(client.get(f"{API}/jobs").json()["jobs"])
+    wrong: Any
+    for wrong in ([], {"codec": "vp9"}, {"crf": 99}, {"png_frames": 5}, {"path": "/tmp/x.mp4"}):
+        refused(client.post(f"{API}/jobs", json=SMALL | {"output": wrong}), 422, "request")
+        refused(client.post(f"{API}/batches", json={"request": SMALL, "output": wrong}), 422, "request")
+    refused(client.post(f"{API}/plan", json=SMALL | {"output": {}}), 422, "request")
+    assert len(client.get(f"{API}/jobs").json()["jobs"]) == before
+
+
 def test_a_draft_is_finished_to_the_same_file_as_in_one_go(client: TestClient, app: App) -> None:
     asked = SMALL | {"refine": True, "steps": None}
     drafts = client.post(f"{API}/drafts", json={"request": asked, "seeds": [3, 4]}).json()["jobs"]

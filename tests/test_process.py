@@ -276,7 +276,9 @@ def test_out_of_memory_names_its_phase(tripping: TrippedEmbedded, planned: Plann
 
 
 def test_a_clip_on_its_way_is_drawn_as_it_would_be_decoded(host: EmbeddedHost, planned: Planned) -> None:
-    plan = planned("nano-2.3-distilled-t2v", refine=True, width=128, height=128, frames=25, prompt="a big red square", steps=None)
+    plan = planned(
+        "nano-2.3-distilled-t2v", refine=True, width=128, height=128, frames=25, prompt="a big red square", steps=None
+    )
     picture = np.asarray(drawn(run(plan, host, until="sample"), host)).astype(int)
     assert picture.shape == (64, 3 * 64, 3)  # stage 1 is half the size
     alone = planned("nano-2.3-distilled-t2v", width=64, height=64, frames=25, prompt="a big red square", steps=None)

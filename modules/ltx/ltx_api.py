@@ -26,6 +26,7 @@ from modules.ltx.jobs import STATES, Conflict, Retention, Row, Store
 from modules.ltx.ltx_problems import Problem, Rate, body_of, json_body
 from modules.ltx.request import BY_NAME, Option, Request
 from modules.ltx.serve_request import (
+    encoding_of,
     in_words,
     lora_names,
     plan_json,
@@ -47,7 +48,7 @@ _PLACE = Option("place", "int", "place among the jobs that wait, from 0", "--pla
 _LIMIT = Option("limit", "int", "how many jobs", "--limit", 1, 1000)
 _KEPT = Option("count", "int", "ended jobs that are remembered", "--count", 0, 1_000_000)
 _BYTES = Option("size", "int", "bytes that ended jobs may take", "--size", 0, 2**60)
-_BATCH = {"request", "priority", "count", "seeds", "prompts"}
+_BATCH = {"request", "priority", "count", "seeds", "prompts", "output"}
 
 
 @dataclass
@@ -83,7 +84,8 @@ class Api:
 
     async def add(self, asked: Asked) -> Response:
         values = await json_body(asked)
-        rows = await self._added(asked, values, lambda: several(self._request(values)), "video", 0)
+        request = {name: value for name, value in values.items() if name != "output"}
+        rows = await self._added(asked, values, lambda: several(self._request(request)), "video", 0)
         return self._accepted(rows[0])
 
     async def add_batch(self, asked: Asked) -> Response:
@@ -120,8 +122,9 @@ class Api:
         once = self._once(asked, values)
 
         def add() -> list[Row]:
-            host = self.worker.host
-            return submit(self._store, self._uploads, host, requests(), kind=kind, priority=priority, once=once)
+            how: dict[str, Any] = {"kind": kind, "priority": priority, "once": once}
+            encoding = encoding_of(values.get("output", {}))
+            return submit(self._store, self._uploads, self.worker.host, requests(), encoding=encoding, **how)
 
         rows = await _threaded(add)
         self.worker.wake()

@@ -12,6 +12,7 @@ from modules.ltx.jobs import PRIORITY, STATES
 from modules.ltx.ltx_problems import KINDS, MEDIA_TYPE
 from modules.ltx.ltx_routes import ROUTES, Route
 from modules.ltx.request import MAX_FRAMES, MAX_PROMPT, OPTIONS, Option
+from modules.ltx.serve_request import OUTPUT
 from modules.ltx.submit import MOST
 from modules.ltx.uploads import TYPES
 from modules.ltx.version import VERSION
@@ -132,7 +133,7 @@ def of_option(option: Option) -> Schema:
     return made
 
 
-def _request() -> Schema:
+def _request(more: Schema) -> Schema:
     medium = {"type": "string", "description": "the id of an upload"}
     strength = {"type": "number", "minimum": 0, "maximum": 1}
     at = {"id": medium, "frame": {"type": ["integer", "null"], "minimum": -1, "maximum": MAX_FRAMES}}
@@ -147,6 +148,7 @@ def _request() -> Schema:
             "images": {"type": "array", "items": _object({**at, "strength": strength}, ["id"], closed=True)},
             "prefix": _object(begun, ["id"], closed=True),
             "loras": {"type": "array", "items": _object(lora, ["name"], closed=True)},
+            **more,
         },
         closed=True,
     )
@@ -182,7 +184,7 @@ def schemas() -> Schema:
     )
     many = {"type": "array", "items": text, "maxItems": MOST}
     seeds = {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": MOST}
-    asked = {"request": _ref("Request"), "priority": level, "seeds": seeds, "prompts": many}
+    asked = {"request": _ref("Request"), "priority": level, "seeds": seeds, "prompts": many, "output": _ref("Output")}
     problem = {"type": text, "title": text, "status": whole, "detail": text, "instance": text, "field": text}
     health = {"status": text, "version": text, "works_here": {"type": "boolean"}, "running": perhaps}
     queue = {"paused": {"type": "boolean"}, "counts": counts, "retention": _object(retention, ["count", "size"])}
@@ -191,7 +193,9 @@ def schemas() -> Schema:
         "Nothing": {"type": "object"},
         "Bytes": {},
         "Events": text,
-        "Request": _request(),
+        "Request": _request({}),
+        "JobRequest": _request({"output": _ref("Output")}),
+        "Output": _object({name: of_option(option) for name, option in OUTPUT.items()}, closed=True),
         "BatchRequest": _object({**asked, "count": {"type": "integer", "minimum": 1, "maximum": MOST}}, closed=True),
         "Place": _object({"place": {"type": "integer", "minimum": 0}}, ["place"], closed=True),
         "Level": _object({"priority": level}, closed=True),
@@ -212,6 +216,7 @@ def schemas() -> Schema:
 _ASKED = {"prompt": "a small red ball moving right on black", "seed": 7, "refine": True}
 EXAMPLES: Schema = {
     "Request": _ASKED,
+    "JobRequest": {**_ASKED, "output": {"codec": "av1"}},
     "BatchRequest": {"request": {"prompt": _ASKED["prompt"], "refine": True}, "count": 4},
     "Nothing": {},
     "Place": {"place": 0},

@@ -36,7 +36,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/models", "models", "Every variant, what it can do, whether it can run here", "Models"),
     Route("POST", "/plan", "plan", "What would be made, without making it", "Plan", body="Request", problems=_ADDING),
     Route(
-        *("POST", "/jobs", "add", "Add a job", "Job", 202, "Request", _ADDING),
+        *("POST", "/jobs", "add", "Add a job", "Job", 202, "JobRequest", _ADDING),
         headers=_KEY,
     ),
     Route(

@@ -18,10 +18,24 @@ from modules.ltx.front import resolve
 from modules.ltx.front import variants as rows_here
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps, all_caps
+from modules.ltx.ltx_controls import FILES
+from modules.ltx.media import Encoding
+from modules.ltx.media_codecs import CODECS
 from modules.ltx.plan import Plan
 from modules.ltx.recipe import memory_gb
-from modules.ltx.request import OPTIONS, Request
+from modules.ltx.request import OPTIONS, Option, Request
 from modules.ltx.uploads import Uploads
+
+# How a file is written: fields of `media.Encoding`, as a program may give them.
+OUTPUT = {
+    option.name: option
+    for option in (
+        Option("codec", "choice", FILES["codec"], "output.codec", choices=tuple(CODECS)),
+        Option("crf", "int", "quality on the codec's own scale, 0 is best", "output.crf", 0, 51),
+        Option("png_frames", "bool", FILES["png_frames"], "output.png_frames"),
+        Option("thumbnail", "bool", FILES["thumbnail"], "output.thumbnail"),
+    )
+}
 
 # What the core's sentences say to somebody at a command line, for somebody at a page.
 _PHRASES = (
@@ -67,6 +81,14 @@ def request_of(values: Mapping[str, object], uploads: Uploads, loras: Path | Non
     prefix = values.get("prefix")
     begun = None if prefix is None else _medium(prefix, uploads, "video", {"frames", "skip", "strength"})
     return Request.parse({**named, "images": images, "loras": weights, "prefix": begun})
+
+
+def encoding_of(values: object) -> Encoding:
+    """How a file is to be written, of what a program sent. Raises RequestError."""
+    if not isinstance(values, Mapping) or not set(values) <= set(OUTPUT):
+        raise RequestError(f"output: it is an object of {', '.join(OUTPUT)}; leave out what is to be as usual.")
+    given = {name: option.parse(values.get(name)) for name, option in OUTPUT.items()}
+    return Encoding(**{name: value for name, value in given.items() if value is not None})
 
 
 def _check_model(model: object) -> None:

@@ -277,7 +277,7 @@ def _result_of_file(path: Path, told: Mapping[str, Any], header: Mapping[str, An
     return {
         "files": files,
         "seed": plan["seed"],
-        "timings": [{"phase": phase, "seconds": round(seconds, 3)} for phase, seconds in header["timings"]],
+        "timings": [{"phase": name, "seconds": round(time, 3), "peak": peak} for name, time, peak in header["timings"]],
         "notes": [*plan["notes"], *told["notes"]],
         "refined": [{"stage": stage, "rows": rows} for stage, rows in told.get("self_refiner", {}).items()],
         "frames": plan["frames"],
