@@ -1,4 +1,4 @@
-"""How long the web app takes from the command to its address: `python -m bench.serve_start`.
+"""How long the web app takes from the command to its page: `python -m bench.serve_start`.
 
 With `--cold` the files that Linux keeps in memory are dropped before each start (as root). Goal: under 6 s on 2 cores.
 """
@@ -14,19 +14,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
+
 GOAL = 6.0
 
 
-def started(folder: str) -> float:
-    """Seconds until the address is printed."""
+def started(folder: str) -> tuple[float, float]:
+    """Seconds until the address is printed, and until the page is answered."""
     root = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-m", "modules.ltx", "serve", "--port", "0", "--json", "--outputs", folder]
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:
-            json.loads(server.stdout.readline())
-            return time.perf_counter() - began
+            address = json.loads(server.stdout.readline())["address"]
+            said = time.perf_counter() - began
+            httpx.get(address, timeout=120).raise_for_status()
+            return said, time.perf_counter() - began
         finally:
             server.terminate()
 
@@ -42,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if asked.cold:
                 subprocess.run(["sync"], check=True)
                 Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
-            seconds.append(round(started(folder), 2))
-    print(json.dumps({"cold": asked.cold, "seconds": seconds, "goal": GOAL, "reached": max(seconds) < GOAL}))
-    return 0 if max(seconds) < GOAL else 1
+            seconds.append(started(folder))
+    said, shown = ([round(one, 2) for one in several] for several in zip(*seconds, strict=True))
+    told = {"cold": asked.cold, "address": said, "page": shown, "goal": GOAL, "reached": max(shown) < GOAL}
+    print(json.dumps(told))
+    return 0 if max(shown) < GOAL else 1
 
 
 if __name__ == "__main__":

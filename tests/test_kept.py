@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from modules.ltx.errors import HostError
 from modules.ltx.front import settle
 from modules.ltx.hosts.embedded import EmbeddedHost
-from modules.ltx.kept import Kept, header_of
+from modules.ltx.kept import Kept, embeds_of, header_of
 from modules.ltx.ltx_process import run
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
@@ -64,7 +65,7 @@ def test_a_run_cut_off_behind_any_phase_goes_on_to_the_same_files(
     with pytest.raises(KeyboardInterrupt):
         run(plan, host, path=tmp_path / "video.mp4", keep=Cut(tmp_path / "kept" / "state", behind))
     assert not (tmp_path / "video.mp4").exists()
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["state"]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"state", "state-embeds"}
     named: list[Path] = []
     again = Kept(tmp_path / "kept" / "state", named.append)
     state, phases = phases_of(host, lambda: run(plan, host, path=tmp_path / "video.mp4", keep=again))
@@ -101,7 +102,6 @@ def test_what_is_kept_of_another_job_or_is_damaged_is_not_taken_up(
 ) -> None:
     plan, file = planned("nano-2.3-distilled-t2v"), tmp_path / "state"
     run(plan, host, keep=Kept(file), until="sample")
-    whole = file.read_bytes()
 
     def phases(plan: Plan) -> list[str]:
         return phases_of(host, lambda: run(plan, host, keep=Kept(file), until="sample"))[1]
@@ -109,10 +109,24 @@ def test_what_is_kept_of_another_job_or_is_damaged_is_not_taken_up(
     assert phases(plan) == []
     for other in (planned("nano-2.3-distilled-t2v", seed=2), planned("nano-2.3-distilled-t2v", prompt="a square")):
         assert "sample" in phases(other)
-    for broken in (b"", whole[:100], whole[:-100], b"\x10" + whole[1:], b"x" * 500):
-        file.write_bytes(broken)
-        assert "sample" in phases(plan)
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    for damaged in (file, embeds_of(file)):
+        whole = damaged.read_bytes()
+        for broken in (b"", whole[:100], whole[:-100], b"\x10" + whole[1:], b"x" * 500):
+            damaged.write_bytes(broken)
+            assert "sample" in phases(plan)
+    assert phases(plan) == []
+    run(planned("nano-2.3-distilled-t2v", prompt="a square"), host, keep=Kept(tmp_path / "other"), until="encode")
+    shutil.copyfile(embeds_of(tmp_path / "other"), embeds_of(file))
+    assert "sample" in phases(plan)
+
+
+def test_what_was_encoded_is_written_once(host: EmbeddedHost, planned: Planned, tmp_path: Path) -> None:
+    """It is the largest of what is kept."""
+    plan, file = planned("nano-2.3-distilled-t2v", refine=True), tmp_path / "state"
+    run(plan, host, keep=Kept(file), until="encode")
+    first = embeds_of(file).stat()
+    run(plan, host, keep=Kept(file), until="upsample")
+    assert embeds_of(file).stat() == first
 
 
 def test_a_disk_that_takes_nothing_is_said(host: EmbeddedHost, planned: Planned, tmp_path: Path) -> None:

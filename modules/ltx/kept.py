@@ -1,4 +1,6 @@
-"""What a job has after each phase, in one safetensors file, so that it can go on there after its process was killed.
+"""What a job has after each phase, as safetensors, so that it can go on there after its process was killed.
+
+What was encoded has a file of its own, written once: of LTX 2.x it is hundreds of megabytes.
 
 The plan is not kept but made again, by the same pure functions; the file is only taken up where that gives the plan it
 was written for, of the same files on the same machine. Knows tensors and files; deliberately knows no queue and no
@@ -43,6 +45,7 @@ class Kept:
     def __init__(self, file: Path, named: Callable[[Path], None] = lambda path: None) -> None:
         self.file, self.named = file, named
         self._asked = ""  # fingerprint of the plan as it was before encoding
+        self._written: Embeds | None = None  # whose file stands already
 
     def load(self, state: State, host: Host) -> tuple[State, str | None]:
         """`state`, which has just been loaded, moved on to what is kept, and the last phase that it has behind it."""
@@ -52,8 +55,17 @@ class Kept:
             plan = self._plan(header, state.plan, host)
             if plan is not None:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-                return _moved_on(state, plan, header, tensors), str(header["phase"])
+                self._written = self._embeds()
+                return _moved_on(state, plan, header, tensors, self._written), str(header["phase"])
         return state, None
+
+    def _embeds(self) -> Embeds:
+        """What was encoded for this very plan. Raises LookupError where the file is of another one."""
+        with safe_open(str(embeds_of(self.file)), framework="pt") as file:
+            if file.metadata()["asked"] != self._asked:
+                raise LookupError(self._asked)
+            found = {name: file.get_tensor(name) for name in list(file.keys())}
+        return Embeds(*(found.get(name) for name in _EMBEDS))  # type: ignore[arg-type]
 
     def _plan(self, header: Mapping[str, Any], plan: Plan, host: Host) -> Plan | None:
         """The plan as encoding left it; None where the file is of another one."""
@@ -67,23 +79,14 @@ class Kept:
 
     def save(self, phase: str, state: State) -> None:
         """Write the state behind `phase`: whole, or not at all. Raises HostError where the disk does not take it."""
-        tensors = {**_named(state.embeds, _EMBEDS), **_named(state, _LATENTS)}
+        if state.embeds is not None and state.embeds is not self._written:
+            _write(embeds_of(self.file), _named(state.embeds, _EMBEDS), {"asked": self._asked})
+            self._written = state.embeds
+        tensors = _named(state, _LATENTS)
         for number, done in enumerate(state.refined):
             if done.picture is not None:
                 tensors[f"refined.{number}"] = _png(done.picture)
-        # A copy each: the file's format refuses two names for one memory.
-        held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        new = self.file.with_name(f"{self.file.name}.{secrets.token_hex(4)}.new")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(held, str(new), {"ltx": json.dumps(self._header(phase, state))})
-            _synced(new)
-            os.replace(new, self.file)
-        except (OSError, SafetensorError) as error:
-            raise HostError(f"{self.file.parent}: what is done so far cannot be kept ({error}).") from error
-        finally:
-            with suppress(OSError):  # the folder may be no folder at all
-                new.unlink(missing_ok=True)
+        _write(self.file, tensors, {"ltx": json.dumps(self._header(phase, state))})
 
     def _header(self, phase: str, state: State) -> dict[str, Any]:
         latents = state.video_latents
@@ -101,6 +104,28 @@ class Kept:
             "refined": [[done.stage, done.rows] for done in state.refined],
             "video_sha256": None if latents is None else latents_digest(latents),
         }
+
+
+def embeds_of(file: Path) -> Path:
+    """The file of the embeddings that belong to a state's `file`."""
+    return file.with_name(f"{file.stem}-embeds{file.suffix}")
+
+
+def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Whole, or not at all. Raises HostError."""
+    # A copy each: the file's format refuses two names for one memory.
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    new = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(held, str(new), metadata)
+        _synced(new)
+        os.replace(new, file)
+    except (OSError, SafetensorError) as error:
+        raise HostError(f"{file.parent}: what is done so far cannot be kept ({error}).") from error
+    finally:
+        with suppress(OSError):  # the folder may be no folder at all
+            new.unlink(missing_ok=True)
 
 
 def header_of(file: Path) -> dict[str, Any] | None:
@@ -132,8 +157,9 @@ def _named(owner: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def _moved_on(state: State, plan: Plan, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> State:
-    embeds = Embeds(*(tensors.get(name) for name in _EMBEDS)) if "prompt" in tensors else None  # type: ignore[arg-type]
+def _moved_on(
+    state: State, plan: Plan, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], embeds: Embeds
+) -> State:
     timings = tuple(Timing(phase, seconds, peak) for phase, seconds, peak in header["timings"] if phase != "load")
     refined = tuple(
         Refinement(stage, rows, _picture(tensors.get(f"refined.{number}")))

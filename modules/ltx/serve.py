@@ -138,16 +138,11 @@ def listen(address: str, port: int, token: str | None = None) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which says when it listens, and which has the job make way before it waits for open streams."""
+    """uvicorn, which has the job make way before it waits for open streams."""
 
-    def __init__(self, config: uvicorn.Config, jobs: Jobs, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
         super().__init__(config)
         self._jobs = jobs
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._jobs.close()
@@ -183,13 +178,15 @@ def serve(
     shown = f"[{at.address}]" if ":" in at.address else at.address
     url = f"http://{shown}:{listening.getsockname()[1]}"
     with listening, TemporaryDirectory(prefix="ltx-uploads-") as folder:
+        # Said at once: whoever connects while gradio is imported, which takes seconds, is answered as soon as it is.
+        print(json.dumps({"address": url}) if as_json else f"{url}  (Ctrl-C stops it)", flush=True)
         jobs = Jobs(make_host, outputs, prepare)
         app = App(jobs, outputs, jobs.host.settings.cache_folder, at.trust, at.loras)
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        config = uvicorn.Config(app.asgi, timeout_graceful_shutdown=3, **_PLAIN)
-        said = json.dumps({"address": url}) if as_json else f"{url}  (Ctrl-C stops it)"
         with suppress(KeyboardInterrupt):  # how it is meant to end
-            _Server(config, jobs, lambda: print(said, flush=True)).run(sockets=[listening])
+            config = uvicorn.Config(app.asgi, timeout_graceful_shutdown=3, **_PLAIN)
+            _Server(config, jobs).run(sockets=[listening])
+        jobs.close()  # once more, where it was stopped before it ran
         if not jobs.wait(2):  # a model is being read or downloaded, which nothing can interrupt
             print("waiting for the job to stop; Ctrl-C again ends it at once", file=sys.stderr)
             jobs.wait()

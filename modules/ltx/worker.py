@@ -198,9 +198,12 @@ class Worker:
         file = self.store.folder_of(row.id) / STATE
         source = None if row.source is None else self.store.folder_of(row.source) / STATE
         if source is not None and source.is_file() and not file.exists():
+            from modules.ltx.kept import embeds_of
+
             file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, file.with_suffix(".new"))
-            file.with_suffix(".new").replace(file)
+            for old, new in ((embeds_of(source), embeds_of(file)), (source, file)):  # the state, which needs it, last
+                shutil.copyfile(old, new.with_suffix(".new"))
+                new.with_suffix(".new").replace(new)
         return file
 
     def _made(self, row: Row) -> dict[str, Any] | None:
