@@ -128,7 +128,7 @@ def test_frames_are_let_go_as_they_are_encoded(tmp_path: Path) -> None:
     def watched() -> Iterator[Frames]:
         nonlocal most
         for chunk in moving(40, chunk=4):
-            gc.collect()
+            gc.collect(0)
             most = max(most, sum(ref() is not None for ref in alive))
             copy = chunk.copy()
             alive.append(weakref.ref(copy))

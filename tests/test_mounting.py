@@ -25,7 +25,7 @@ UI = {
     "options.py": "class OptionInfo: pass",
     "script_callbacks.py": """
         heard = []
-        on_after_process = on_before_process = on_ui_settings = heard.append
+        on_after_process = on_app_started = on_before_process = on_ui_settings = heard.append
         def remove_callbacks_for_function(f): heard[:] = [one for one in heard if one is not f]
     """,
     "sd_samplers.py": "def list_samplers(): pass",

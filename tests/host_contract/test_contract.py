@@ -143,6 +143,7 @@ def test_an_error_inside_a_model_is_told_as_it_is(
         raise kind("the very error")
 
     handle = module.register_forward_pre_hook(fail)
+    plan = asked(under_test, "nano-2.3-distilled-i2v", images=[{"path": str(picture)}], prompt=f"new: {kind.__name__}")
     try:
         if kind is torch.OutOfMemoryError:
             with pytest.raises(OutOfMemory, match=f"out of memory in {phase}"):
