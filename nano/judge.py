@@ -22,7 +22,7 @@ Floats = NDArray[Any]
 
 _GROUNDS = ("black", "white", "gray")
 _FOREGROUND = 0.18  # how far a pixel is from the background before it can be the object's
-_LEAST_AREA = 0.006  # a sixth of a small object's
+_LEAST_AREA = 0.01  # a sixth of a small object's
 _AREAS = {size: np.pi * radius**2 for size, radius in world.RADIUS.items()}
 _STILL = 0.08  # of the short side: what moves less stands
 _PITCH_TOLERANCE = 0.03  # of the pitch: half a semitone
