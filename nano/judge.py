@@ -84,12 +84,6 @@ def look_and_place(frames: Pixels) -> tuple[Seen, Floats]:
     return _look(found), np.array([_centre(mask)[0] / width if mask.any() else 0.5 for mask in found.masks])
 
 
-def cover(frame: Pixels) -> NDArray[np.bool_]:
-    """Where in one frame (height, width, 3) something stands out from the ground."""
-    mask: NDArray[np.bool_] = _find(frame[None]).masks[0]
-    return mask
-
-
 def _find(frames: Pixels) -> _Found:
     clip = frames.astype(np.float32) / np.float32(255)
     ground = _ground_colour(clip)

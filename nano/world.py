@@ -96,8 +96,9 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool | None = False) -> Sc
 
 
 def placed(scene: Scene) -> Scene:
-    """The same scene in the nearer of the two lanes that a clip made from words alone can have: high or low for what
-    moves sideways, left or right for the rest; at one speed, bounces of one height.
+    """The same scene in the nearer of the two lanes that a clip made from words alone can have, at one speed: left or
+    right for what moves up and down, high or low for what moves sideways or stands. Bounces have one lane, the middle,
+    and one height.
 
     A model that starts from noise must choose among all that is possible, and a small one chooses cleanly only among
     few things far apart: between nine places, of which neighbours overlap, it drew objects one place too wide.
