@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.hosts import nano_parts, nano_text
-from nano import pool, world
+from nano import pool
 from nano.half import Compiled, Half
 from nano.pool import Kind, Pool
 
@@ -59,9 +59,6 @@ _TOKENS_PER_BATCH = 64 * 32
 # the steps before (Ning et al. 2023, arXiv 2301.11706). Whether it helped here is not shown: docs/nano.md.
 _SPREAD = 1.15
 _DROP_TEXT = 0.12
-# Above this level the noise says which lane the clip takes (`led`); below it does so half of the time, because stage 2
-# begins there with noise that has nothing to do with its clip.
-_CHOSEN = 0.95
 # The step from which on the connectors stay as they are, so that Distilled and the LoRA, which share them, outlast
 # further training of Dev.
 _CONNECTORS_UNTIL = 13600
@@ -182,21 +179,6 @@ def guided(
     return at
 
 
-def led(noise: Tensor, lane: Tensor) -> Tensor:
-    """`noise` (batch, tokens, channels) that says which lane its clip takes: the mean of its first channel has the sign
-    of `lane` (batch,). Over both lanes it is as normal as before; half of it is mirrored in that one direction.
-
-    A model that starts from pure noise would have to choose a lane by itself, and a small one chooses by halves: of two
-    possible places it drew one object and a ghost in the other. Told apart by the noise there is nothing to choose
-    (couplings of noise and data: Pooladian et al. 2023, arXiv 2304.14772).
-    """
-    mean = noise[..., 0].mean(1, keepdim=True)
-    wrong = mean.sign() != lane[:, None]
-    turned = noise.clone()
-    turned[..., 0] -= torch.where(wrong, 2 * mean, torch.zeros_like(mean))
-    return turned
-
-
 def keyframe_coords(frames: int, rows: int, columns: int) -> Tensor:
     """(1, 3, rows x columns, 2): where LTX2ConditionPipeline puts a picture for the last latent frame."""
     y, x = torch.meshgrid(torch.arange(rows) * 32.0, torch.arange(columns) * 32.0, indexing="ij")
@@ -209,15 +191,9 @@ def keyframe_coords(frames: int, rows: int, columns: int) -> Tensor:
 def make_batch(
     columns: Mapping[str, Tensor], kind: Kind, sigma: Tensor, mode: str, *, spread: float = 1.0
 ) -> tuple[Batch, Tensor, Tensor]:
-    """The noised batch and the velocities it should answer. `mode`: text, first, last, both. `spread`: of the noise.
-
-    `columns` are those of a pool; with `lane` (batch,) the noise of what is made from words alone tells it, see `led`.
-    """
+    """The noised batch and the velocities it should answer. `mode`: text, first, last, both. `spread`: of the noise."""
     video, heard = columns["video"], columns["sound"]
     noise, hiss = spread * torch.randn_like(video), spread * torch.randn_like(heard)
-    if "lane" in columns and mode == "text":
-        follows = (sigma > _CHOSEN) | (torch.rand_like(sigma) < 0.5)
-        noise = torch.where(follows[:, None, None], led(noise, columns["lane"]), noise)
     at = sigma[:, None, None]
     free = torch.ones(video.shape[:2])
     frame = kind.grid[1] * kind.grid[2]
@@ -304,8 +280,6 @@ class Dev:
         shares = np.array([share for _, share in self.pools])
         chosen = self.pools[int(shared.choice(len(shares), p=shares / shares.sum()))][0]
         columns, said = chosen.draw(rng, max(2, tokens // math.prod(chosen.kind.grid)))
-        if not chosen.kind.anywhere:
-            columns["lane"] = torch.tensor([world.lane(pool.scene(int(index))) for index in columns["index"]])
         return chosen.kind, columns, said
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -103,12 +103,7 @@ def placed(scene: Scene) -> Scene:
     A model that starts from noise must choose among all that is possible, and a small one chooses cleanly only among
     few things far apart: between nine places, of which neighbours overlap, it drew objects one place too wide.
     """
-    return replace(scene, along=0.5, across=(1 + lane(scene)) / 2, reach=0.5, pace=0.5)
-
-
-def lane(scene: Scene) -> float:
-    """Which of the two: -1 is high or left, 1 is low or right."""
-    return 1.0 if scene.across > 0.5 else -1.0
+    return replace(scene, along=0.5, across=float(scene.across > 0.5), reach=0.5, pace=0.5)
 
 
 def extents(shape: str, size: str) -> tuple[float, float, float]:

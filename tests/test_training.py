@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.hosts import nano_parts
-from nano import half, loop, pool, train, transformer, world
+from nano import half, loop, pool, train, transformer
 from nano.muon import Muon, orthogonal
 
 diffusers = pytest.importorskip("diffusers")
@@ -228,70 +227,3 @@ def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             train.main(arguments)
         assert caught.value.code == 2
     assert "1 or more" in capsys.readouterr().err
-
-
-def noise_of(columns: Mapping[str, Tensor], levels: Tensor, mode: str) -> Tensor:
-    """The noise that a batch was made with: what its velocity adds to the clip."""
-    velocity = transformer.make_batch(columns, transformer.SMALL, levels, mode)[1]
-    return velocity[:, : columns["video"].shape[1]] + columns["video"]
-
-
-def lanes_of(noise: Tensor) -> Tensor:
-    return noise[..., 0].mean(1).sign()
-
-
-def test_led_noise_says_its_lane_and_is_noise_otherwise() -> None:
-    torch.manual_seed(0)
-    noise = torch.randn(200, 64, 5)
-    lane = torch.tensor([-1.0, 1.0]).repeat(100)
-    told = transformer.led(noise, lane)
-    assert torch.equal(lanes_of(told), lane)
-    agreed = lanes_of(noise) == lane
-    assert 60 < int(agreed.sum()) < 140
-    assert torch.equal(told[agreed], noise[agreed])
-    # Nothing but the mean of one channel turns its sign.
-    assert torch.equal(told[..., 1:], noise[..., 1:])
-    torch.testing.assert_close(told[..., 0].mean(1).abs(), noise[..., 0].mean(1).abs())
-    torch.testing.assert_close(told[..., 0].std(1), noise[..., 0].std(1))
-    assert torch.equal(transformer.led(told, lane), told)
-
-
-def test_only_the_noise_of_words_alone_says_the_lane_and_surely_only_where_a_clip_begins() -> None:
-    count = 400
-    columns = {
-        "video": torch.zeros(count, 64, 4),
-        "last": torch.zeros(count, 16, 4),
-        "sound": torch.zeros(count, 6, 3),
-        "lane": torch.where(torch.arange(count) % 3 > 0, 1.0, -1.0),
-    }
-
-    def agree(level: float, mode: str) -> float:
-        torch.manual_seed(1)
-        noise = noise_of(columns, torch.full((count,), level), mode)
-        return float((lanes_of(noise) == columns["lane"]).float().mean())
-
-    # Every level at which Distilled's first steps begin, and Dev's; stage 2 begins at 0.909.
-    assert {agree(level, "text") for level in (1.0, 0.99375, 0.9875, 0.98125, 0.975)} == {1.0}
-    assert agree(0.909, "text") == pytest.approx(0.75, abs=0.08)
-    for mode in ("first", "last", "both"):
-        assert agree(1.0, mode) == pytest.approx(0.5, abs=0.1)
-    assert agree(0.909, "text") == agree(0.909, "text")
-
-
-def test_a_drawn_clip_comes_with_the_lane_it_shows(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    for kind in (transformer.SMALL, transformer.SMALL_ANYWHERE):
-        (tmp_path / kind.name).mkdir()
-        save_file({"index": torch.arange(60)}, tmp_path / kind.name / "60-0-1.safetensors")
-    placed = transformer.Dev(tmp_path, kinds=(transformer.SMALL,))
-    _, columns, _ = placed.draw(np.random.default_rng(0), np.random.default_rng(0), 64 * 64)
-    for index, lane in zip(columns["index"].tolist(), columns["lane"].tolist(), strict=True):
-        scene = world.placed(pool.scene(index))
-        axis = 0 if scene.motion in ("up", "down") else 1
-        other = replace(scene, across=1 - scene.across)
-        shown = np.sign((world.path(scene, 25) - world.path(other, 25))[:, axis].mean())
-        assert shown == (0 if scene.motion == "bouncing" else lane)
-    anywhere = transformer.Dev(tmp_path, kinds=(transformer.SMALL_ANYWHERE,))
-    _, columns, _ = anywhere.draw(np.random.default_rng(0), np.random.default_rng(0), 64 * 64)
-    assert "lane" not in columns
