@@ -25,7 +25,7 @@ import numpy as np
 from nano import evaluate
 from nano.evaluate import Maker, Mode, interval
 
-SIDE = 256  # at 128 the VAE itself takes a quarter of the small squares for balls
+SIDE = 256  # what two stages make, in one
 FIGURES = ("all", "shape", "motion", "outline", "area_drift", "jerk")
 BETTER = {"all": 1, "shape": 1, "motion": 1, "outline": 1, "area_drift": -1, "jerk": -1}
 
