@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from nano import evaluate
-from nano.evaluate import Maker, Mode
+from nano.evaluate import Maker, Mode, interval
 
-SIDE = 256  # at 128 the VAE itself takes a quarter of the small squares for balls
+SIDE = 256  # what two stages make, in one
 FIGURES = ("all", "shape", "motion", "outline", "area_drift", "jerk")
 BETTER = {"all": 1, "shape": 1, "motion": 1, "outline": 1, "area_drift": -1, "jerk": -1}
 
@@ -112,14 +112,6 @@ def by_prompt(rows: Sequence[Mapping[str, Any]], figure: str) -> np.ndarray:
     numbers = sorted({row["prompt"] for row in rows})
     means = [np.mean([float(row[figure]) for row in rows if row["prompt"] == number]) for number in numbers]
     return np.array(means)
-
-
-def interval(values: np.ndarray, *, draws: int = 4000) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over prompts."""
-    rng = np.random.default_rng(0)
-    picked = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
-    low, high = np.quantile(picked, (0.025, 0.975))
-    return round(float(values.mean()), 5), round(float(low), 5), round(float(high), 5)
 
 
 def summary(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

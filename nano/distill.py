@@ -147,7 +147,7 @@ class Distilled(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 1050,
+        steps: int = 1510,
         *,
         compiled: bool = False,
     ) -> None:
@@ -181,7 +181,7 @@ class Lora(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 900,
+        steps: int = 1340,
         *,
         compiled: bool = False,
     ) -> None:

@@ -1,7 +1,8 @@
 """`python -m nano.evaluate`: makes clips of LTX-Nano and says how often they show what was asked.
 
 Runs the project's own plans and stages, from a prompt to pixels and sound; only the file is left out. Half
-of the scenes are of combinations that were never trained. Prints a table and, as its last line, JSON.
+of the scenes are of combinations that were never trained. Prints a table, the differences of what is to be compared
+(paired: the same prompts and seeds) with 95 % bootstrap intervals, and, as its last line, JSON.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ MODES: tuple[Mode, ...] = (
     Mode("i2v, two stages", "nano-2.3-distilled-i2v", _TWO, given=("first",)),
     Mode("condition, two stages", "nano-2.3-distilled-condition", _TWO, given=("first", "last")),
 )
+
+# What the first of two modes is worth, and in which figures.
+COMPARED = (
+    ("distilled, two stages", "distilled, 128x128, bicubic to 256x256"),
+    ("dev, one stage", "dev, one stage, cfg 1"),
+)
+FIGURES = ("all", "shape", "outline", "edge")
 
 
 def scenes(count: int, *, seed: int = 5) -> list[world.Scene]:
@@ -161,6 +169,28 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return told
 
 
+def interval(values: Any, *, draws: int = 4000) -> tuple[float, float, float]:
+    """The mean of independent values and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    picked = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
+    low, high = np.quantile(picked, (0.025, 0.975))
+    return round(float(values.mean()), 5), round(float(low), 5), round(float(high), 5)
+
+
+def differences(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """For each two modes of COMPARED that `rows` has: by how much the first exceeds the second in each of FIGURES, clip
+    by clip, with its interval. The rows of every mode are of the same scenes in the same order."""
+    told = {}
+    for one, other in COMPARED:
+        if one in rows and other in rows:
+            pairs = list(zip(rows[one], rows[other], strict=True))
+            told[f"{one} - {other}"] = {
+                figure: interval(np.array([float(a[figure]) - float(b[figure]) for a, b in pairs]))
+                for figure in FIGURES
+            }
+    return told
+
+
 def _mean(values: Any) -> float:
     return round(float(np.mean(list(values) or [0.0])), 5)
 
@@ -216,9 +246,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
             shares = list(pool.map(share, *zip(*jobs, strict=True)))
-    told = {name: summary([row for part in shares for row in part[name]]) for name in names}
+    rows = {name: [row for part in shares for row in part[name]] for name in names}
+    told = {name: summary(part) for name, part in rows.items()}
+    compared = differences(rows)
     print("\n".join(table(told)))
-    print(json.dumps({"clips": asked.clips, "modes": told}))
+    for pair, figures in compared.items():
+        said = (f"{name} {mean:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (mean, low, high) in figures.items())
+        print(f"{pair}: {'; '.join(said)}")
+    print(json.dumps({"clips": asked.clips, "modes": told, "differences": compared}))
     return 0
 
 

@@ -22,7 +22,7 @@ Floats = NDArray[Any]
 
 _GROUNDS = ("black", "white", "gray")
 _FOREGROUND = 0.18  # how far a pixel is from the background before it can be the object's
-_LEAST_AREA = 0.006  # a sixth of a small object's
+_LEAST_AREA = 0.01  # a sixth of a small object's
 _AREAS = {size: np.pi * radius**2 for size, radius in world.RADIUS.items()}
 _STILL = 0.08  # of the short side: what moves less stands
 _PITCH_TOLERANCE = 0.03  # of the pitch: half a semitone
@@ -82,12 +82,6 @@ def look_and_place(frames: Pixels) -> tuple[Seen, Floats]:
     found = _find(frames)
     width = found.clip.shape[2]
     return _look(found), np.array([_centre(mask)[0] / width if mask.any() else 0.5 for mask in found.masks])
-
-
-def cover(frame: Pixels) -> NDArray[np.bool_]:
-    """Where in one frame (height, width, 3) something stands out from the ground."""
-    mask: NDArray[np.bool_] = _find(frame[None]).masks[0]
-    return mask
 
 
 def _find(frames: Pixels) -> _Found:

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from modules.ltx.ltx_util import shift_for_tokens, shifted_sigmas
 from nano import evaluate, judge, pool, prompts, weights
 from nano.half import Half
 from nano.loop import averaged_weights
-from nano.transformer import GUIDANCE, LARGE, Batch, Text, make_batch, new_connectors, new_transformer
+from nano.transformer import GUIDANCE, LARGE, Batch, Text, embedded, make_batch, new_connectors, new_transformer
 
 STEPS = 30
 
@@ -61,7 +60,8 @@ class Probe:
         torch.manual_seed(1)
         start, _, _ = make_batch(self.columns, LARGE, torch.full((len(self.scenes),), way.level), "text")
         told, empty = (
-            self._embed(words) for words in ([prompts.plain(scene) for scene in self.scenes], [""] * len(self.scenes))
+            embedded(words, self.text, self.connectors)
+            for words in ([prompts.plain(scene) for scene in self.scenes], [""] * len(self.scenes))
         )
         at, sigmas = start, [*shifted_sigmas(STEPS, shift_for_tokens(start.video.shape[1])), 0.0]
         for sigma, following in itertools.pairwise(sigma * way.level for sigma in sigmas):
@@ -73,11 +73,6 @@ class Probe:
             )
         looked = [judge.look(self._frames(video)) for video in at.video]
         return [judge.verdict(seen, scene) for seen, scene in zip(looked, self.scenes, strict=True)]
-
-    def _embed(self, said: Sequence[str]) -> dict[str, Tensor]:
-        video, heard, kept = self.connectors(*self.text(said))
-        named = {"encoder_hidden_states": video, "audio_encoder_hidden_states": heard}
-        return {**named, "encoder_attention_mask": kept, "audio_encoder_attention_mask": kept}
 
     def _clean(
         self, at: Batch, sigma: float, odds: float, told: dict[str, Tensor], empty: dict[str, Tensor]

@@ -7,7 +7,6 @@ Stages, in order; each needs what stands before it:
   pool        scenes as latents, for the stages below
   upsampler   the 2x latent upsampler
   dev         the Dev transformer and the text connectors
-  pairs       noise and the clips it becomes under Dev, put right; with them `dev` goes on, given more --steps
   distilled   the Distilled transformer, from Dev
   lora        the stage-2 LoRA of Dev
   export      writes the trained weights to where the project ships them
@@ -26,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "pairs", "distilled", "lora", "export")
-_SHARED = ("vae", "pool", "dev", "pairs", "distilled", "lora")  # stages that gain from several workers
+STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "distilled", "lora", "export")
+_SHARED = ("vae", "pool", "dev", "distilled", "lora")  # stages that gain from several workers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,8 +99,6 @@ def run(order: Order, rank: int = 0) -> None:
         weights.unpack(order.folder)
     elif order.stage == "pool":
         _pool(order.folder, rank, order.workers)
-    elif order.stage == "pairs":
-        _pairs(order, rank)
     else:
         task = _task(order)
         task.steps = order.steps or task.steps
@@ -121,20 +118,6 @@ def _pool(folder: Path, rank: int, workers: int) -> None:
         torch.distributed.barrier()
     for kind, share in KINDS.items():
         pool.make(folder / "pool", kind, share.clips, vae, audio_vae, rank=rank, workers=workers)
-
-
-def _pairs(order: Order, rank: int) -> None:
-    from nano import pairs, weights
-    from nano.half import Half
-    from nano.loop import averaged_weights
-    from nano.transformer import Dev
-
-    dev = Dev(order.folder / "pool", kinds=())
-    dev.transformer.load_state_dict(averaged_weights(order.folder, "dev", "transformer"))
-    dev.connectors.load_state_dict(averaged_weights(order.folder, "dev", "connectors"))
-    models = {"transformer": Half(dev.transformer.eval()), "embed": dev.embed}
-    count = order.steps or pairs.COUNT
-    pairs.make(order.folder / "pairs", count, models, weights.vaes(order.folder), rank=rank, workers=order.workers)
 
 
 def _task(order: Order) -> Any:

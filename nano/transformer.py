@@ -65,7 +65,6 @@ _CONNECTORS_UNTIL = 13600
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
 GUIDANCE = 3.0
-_PAIRED = 0.5  # of the batches, where there are pairs
 # The means of LTX-2's time shift at its smallest and largest token count, and how often each is drawn. What gets
 # lost at 256x256 gets lost above 0.9: of clips noised to 0.909 Dev kept 97 % of the shapes, of pure noise it made 75 %,
 # and 88 % after 3600 steps with the second of the two.
@@ -104,6 +103,17 @@ class Text:
         missing = nano_text.MAX_TOKENS - stacked.shape[1]
         padded = torch.nn.functional.pad(stacked, (0, 0, missing, 0))
         return padded, torch.nn.functional.pad(tokens.attention_mask, (missing, 0))
+
+
+def embedded(said: Sequence[str], text: Text, connectors: Any) -> dict[str, Tensor]:
+    """Prompts as what a transformer is called with, by the names of its arguments."""
+    video, heard, kept = connectors(*text(said))
+    return {
+        "encoder_hidden_states": video,
+        "audio_encoder_hidden_states": heard,
+        "encoder_attention_mask": kept,
+        "audio_encoder_attention_mask": kept,
+    }
 
 
 @dataclass(frozen=True)
@@ -183,10 +193,7 @@ def make_batch(
 ) -> tuple[Batch, Tensor, Tensor]:
     """The noised batch and the velocities it should answer. `mode`: text, first, last, both. `spread`: of the noise."""
     video, heard = columns["video"], columns["sound"]
-    if "noise" in columns:  # a pair: noise and clip belong together
-        noise, hiss = columns["noise"], columns["hiss"]
-    else:
-        noise, hiss = spread * torch.randn_like(video), spread * torch.randn_like(heard)
+    noise, hiss = spread * torch.randn_like(video), spread * torch.randn_like(heard)
     at = sigma[:, None, None]
     free = torch.ones(video.shape[:2])
     frame = kind.grid[1] * kind.grid[2]
@@ -241,17 +248,14 @@ class Dev:
     lr = 6e-3
 
     def __init__(
-        self, pools: Path, steps: int = 13600, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
+        self, pools: Path, steps: int = 19800, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
     ) -> None:
-        from nano import pairs  # made by a Dev
-
         self.steps = steps
         self.transformer, self.connectors = new_transformer(), new_connectors()
         self.half = Compiled(self.transformer, OFTEN) if compiled else Half(self.transformer)
         self.half_connectors = Half(self.connectors)
         self.text = Text()
         self.pools: list[tuple[Pool, float]] = [(pool.read(pools, kind), KINDS[kind].often) for kind in kinds]
-        self.pairs = pairs.read(pools.parent / "pairs")
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer, "connectors": self.connectors}
@@ -259,12 +263,9 @@ class Dev:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         self.connectors.requires_grad_(step < _CONNECTORS_UNTIL)
         shared = np.random.default_rng(step)  # workers with batches of one sort do not wait for each other
-        if self.pairs is not None and shared.random() < _PAIRED:
-            kind, (columns, said) = LARGE, self.pairs.draw(rng, _TOKENS_PER_BATCH // math.prod(LARGE.grid))
-        else:
-            kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
+        kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
         said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
-        mode = draw_mode(shared, KINDS[kind].pictured) if "noise" not in columns else "text"
+        mode = draw_mode(shared, KINDS[kind].pictured)
         batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode, spread=_SPREAD)
         video, heard = batch.forward(self.half, self.embed(said), isolate=bool(shared.random() < _ISOLATE))
         seen = batch.error(video, velocity)
@@ -282,11 +283,4 @@ class Dev:
         return chosen.kind, columns, said
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        states, mask = self.text(prompts)
-        video, heard, kept = self.half_connectors(states, mask)
-        return {
-            "encoder_hidden_states": video,
-            "audio_encoder_hidden_states": heard,
-            "encoder_attention_mask": kept,
-            "audio_encoder_attention_mask": kept,
-        }
+        return embedded(prompts, self.text, self.half_connectors)

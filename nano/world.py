@@ -35,7 +35,7 @@ RGB = {
 }
 
 # The radius of the ball; square and triangle have the ball's area, so that size does not depend on shape.
-RADIUS = {"small": 0.10, "big": 0.18}
+RADIUS = {"small": 0.14, "big": 0.22}
 _SQUARE = math.sqrt(math.pi) / 2  # half a side, in radii of the ball of the same area
 _TRIANGLE = math.sqrt(4 * math.pi / (3 * math.sqrt(3)))  # circumradius of the equilateral one, likewise
 _MARGIN = 0.02
@@ -96,14 +96,14 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool | None = False) -> Sc
 
 
 def placed(scene: Scene) -> Scene:
-    """The same scene at the nearest of the few places and paces that a clip made from words alone can have.
+    """The same scene in the nearer of the two lanes that a clip made from words alone can have, at one speed: left or
+    right for what moves up and down, high or low for what moves sideways or stands. Bounces have one lane, the middle,
+    and one height.
 
-    Nine places (three a direction); straight motions at one speed; bounces low and quick, or high and slow. A model
-    that starts from noise must choose among all that is possible, and a small one chooses cleanly only among few.
+    A model that starts from noise must choose among all that is possible, and a small one chooses cleanly only among
+    few things far apart: between nine places, of which neighbours overlap, it drew objects one place too wide.
     """
-    along, across = (round(2 * value) / 2 for value in (scene.along, scene.across))
-    pace = float(round(scene.pace)) if scene.motion == "bouncing" else 0.5
-    return replace(scene, along=along, across=across, reach=pace, pace=pace)
+    return replace(scene, along=0.5, across=float(scene.across > 0.5), reach=0.5, pace=0.5)
 
 
 def extents(shape: str, size: str) -> tuple[float, float, float]:

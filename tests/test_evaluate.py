@@ -41,6 +41,24 @@ def test_shares_and_means() -> None:
     json.dumps(told)
 
 
+def test_two_modes_are_compared_clip_by_clip() -> None:
+    one, other = evaluate.COMPARED[0]
+    # Clips differ by much, the modes always by 0.2: only a paired interval is as narrow as that.
+    edges = np.linspace(1, 9, 50)
+    rows = {
+        one: [row(edge=edge - 0.2, all=index % 2 == 0) for index, edge in enumerate(edges)],
+        other: [row(edge=edge, all=False) for edge in edges],
+    }
+    (told,) = evaluate.differences(rows).values()
+    np.testing.assert_allclose(told["edge"], -0.2, atol=1e-5)
+    mean, low, high = told["all"]
+    assert mean == 0.5
+    # Half of 50: the normal approximation is 0.5 +- 1.96 * sqrt(0.25 / 50).
+    assert low == pytest.approx(0.361, abs=0.025)
+    assert high == pytest.approx(0.639, abs=0.025)
+    assert evaluate.differences({one: rows[one]}) == {}
+
+
 def test_psnr() -> None:
     assert evaluate.psnr(np.zeros((2, 2)), np.full((2, 2), 0.1)) == pytest.approx(20)
 

@@ -82,13 +82,16 @@ def test_the_audio_parts_keep_pitch_and_side(frames: int) -> None:
         assert told.pan_error < 0.05
 
 
-def test_colour_motion_background_and_sound_are_as_asked_in_two_stages(maker: evaluate.Maker) -> None:
-    # Shapes and sizes are not claimed of text alone yet: docs/nano.md says how often they are right.
-    for row in rows(maker, "distilled, two stages"):
+def test_two_stages_make_what_is_asked(maker: evaluate.Maker) -> None:
+    made = rows(maker, "distilled, two stages")
+    for row in made:
         assert row["colour"]
+        assert row["size"]
         assert row["motion"]
         assert row["background"]
         assert row["pitch"]
+    # docs/nano.md: of text alone one shape in a dozen is wrong, so one of these four may be.
+    assert sum(row["shape"] for row in made) >= 3
 
 
 def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> None:

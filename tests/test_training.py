@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.hosts import nano_parts
-from nano import half, judge, loop, pairs, pool, train, transformer, world
+from nano import half, loop, pool, train, transformer
 from nano.muon import Muon, orthogonal
 
 diffusers = pytest.importorskip("diffusers")
@@ -228,45 +227,3 @@ def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             train.main(arguments)
         assert caught.value.code == 2
     assert "1 or more" in capsys.readouterr().err
-
-
-def test_a_clip_put_right_is_the_rendered_one_that_it_resembles() -> None:
-    rng = np.random.default_rng(3)
-    for _ in range(40):
-        meant = world.placed(world.draw_scene(rng))
-        frame = world.render(meant, 25, width=128, height=128, window=(0, 1, 0, 128, 0, 128))[0]
-        seen = judge.cover((frame * 255).round().astype(np.uint8))
-        bitten = seen.copy()
-        rows, columns = np.nonzero(seen)
-        bitten[rows.min() : rows.min() + 6, columns.min() : columns.max() + 1] = False
-        start = replace(meant, along=0.5, across=0.5, pace=0.5)
-        for mask in (seen, bitten):
-            found = pairs.righted(start, mask)
-            np.testing.assert_allclose(world.path(found, 25)[0], world.path(meant, 25)[0], atol=1e-6)
-        assert found in pairs.places(meant)
-    nothing = pairs.righted(start, np.zeros((128, 128), bool))
-    assert nothing == world.placed(start)
-
-
-def test_a_pair_has_its_own_noise() -> None:
-    torch.manual_seed(0)
-    tokens = int(np.prod(transformer.LARGE.grid))
-    columns = {name: torch.randn(2, tokens, 4) for name in ("video", "noise")}
-    columns |= {name: torch.randn(2, 6, 3) for name in ("sound", "hiss")}
-    batch, velocity, hiss = transformer.make_batch(columns, transformer.LARGE, torch.tensor([1.0, 0.25]), "text")
-    assert torch.equal(batch.video[0], columns["noise"][0])
-    assert torch.equal(velocity, columns["noise"] - columns["video"])
-    torch.testing.assert_close(batch.video[1], 0.75 * columns["video"][1] + 0.25 * columns["noise"][1])
-    assert torch.equal(hiss, columns["hiss"] - columns["sound"])
-
-
-def test_what_words_leave_open_is_a_few_places() -> None:
-    rng = np.random.default_rng(0)
-    starts: dict[str, set[tuple[float, ...]]] = {motion: set() for motion in world.MOTIONS}
-    for _ in range(600):
-        scene = world.placed(world.draw_scene(rng, held_out=None))
-        assert world.placed(scene) == scene
-        starts[scene.motion].add((scene.along, scene.across, scene.reach, scene.pace))
-    assert {motion: len(found) for motion, found in starts.items()} == dict.fromkeys(world.MOTIONS, 9) | {
-        "bouncing": 18
-    }

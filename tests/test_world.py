@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,6 +84,34 @@ def test_a_window_is_cut_from_the_whole() -> None:
     whole = world.render(scene, 25, width=128, height=96)
     part = world.render(scene, 25, width=128, height=96, window=(3, 9, 16, 64, 32, 64))
     np.testing.assert_array_equal(part, whole[3:12, 16:80, 32:96])
+
+
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_what_words_leave_open_is_two_lanes_apart(motion: str) -> None:
+    rng = np.random.default_rng(0)
+    for shape, size in itertools.product(world.SHAPES, world.SIZES):
+        clips: dict[bool, set[bytes]] = {False: set(), True: set()}
+        for along, across, reach, pace in rng.random((12, 4)):
+            scene = world.Scene(shape, "red", size, motion, "black", False, along, across, reach, pace)
+            placed = world.placed(scene)
+            assert world.placed(placed) == placed
+            clips[across > 0.5].add(world.path(placed, 25).tobytes())
+        low, high = clips.values()
+        assert len(low) == len(high) == 1, "a lane is one clip"
+        first, second = (np.frombuffer(path.copy().pop(), np.float32).reshape(25, 2) for path in (low, high))
+        if motion == "bouncing":
+            assert low == high
+            continue
+        axis = 0 if motion in ("up", "down") else 1
+        assert (first[:, axis] < second[:, axis]).all()
+
+
+@pytest.mark.parametrize("motion", [motion for motion in world.MOTIONS if motion != "bouncing"])
+def test_what_is_drawn_in_one_lane_hardly_touches_the_other(motion: str) -> None:
+    for shape, size in itertools.product(world.SHAPES, world.SIZES):
+        ends = [world.Scene(shape, "red", size, motion, "black", across=across) for across in (0.0, 1.0)]
+        one, other = (world.render(world.placed(end), 1, width=96, height=96).max(-1) > 0.3 for end in ends)
+        assert (one & other).sum() < 0.2 * one.sum()
 
 
 def test_a_tenth_is_held_out_and_every_word_of_it_is_trained() -> None:
