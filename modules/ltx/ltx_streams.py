@@ -36,10 +36,12 @@ async def _told(store: Store, job: str, sent: int, closing: Callable[[], bool]) 
     waited = 0.0
     yield "retry: 1000\n\n"
     while not closing():
-        for number, event in store.events(job, sent):  # some 50 microseconds: not worth a thread
-            sent, waited = number, 0.0
-            yield f"id: {number}\nevent: {event['state']}\ndata: {json.dumps(event)}\n\n"
-            if event["state"] in ("done", "failed", "cancelled"):
+        found = store.events(job, sent)  # some 50 microseconds: not worth a thread
+        if found:
+            # In one piece: whoever closed the stream meanwhile is noticed behind each.
+            sent, waited = found[-1][0], 0.0
+            yield "".join(f"id: {n}\nevent: {event['state']}\ndata: {json.dumps(event)}\n\n" for n, event in found)
+            if found[-1][1]["state"] in ("done", "failed", "cancelled"):
                 return
         if waited >= QUIET:
             waited = 0.0
