@@ -5,10 +5,10 @@ Front doors translate (argv, form fields, JSON) into a Request and hand it here;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modules.ltx.errors import RequestError
+from modules.ltx.errors import LTXError, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps, all_caps, as_variant, caps_for, effective
 from modules.ltx.media_clip import load_clip
@@ -84,6 +84,22 @@ def settings_of_file(path: Path) -> tuple[Request, list[str]]:
     if isinstance(prefix, Mapping) and prefix.get("path") in gone:
         values["prefix"] = None
     return Request.parse(values), [Path(name).name for name in gone]
+
+
+def restored(path: Path, rows: Iterable[Caps]) -> tuple[Request, Caps, str]:
+    """What a form needs to ask for an mp4 of ours again: the request, its row of `rows`, and a sentence. Raises
+    RequestError for any other file, without its folder."""
+    try:
+        request, gone = settings_of_file(path)
+    except LTXError as error:
+        raise RequestError(str(error).replace("--from ", "").replace(str(path), path.name)) from error
+    caps = next((row for row in rows if request.model in (row.id, row.label)), None)
+    if caps is None:
+        raise RequestError(f"{path.name}: it was made with {request.model}, which is not in the list of models.")
+    said = f"the settings of {path.name} are in the form now"
+    if gone:
+        said += f"; {', '.join(gone)} {'are' if len(gone) > 1 else 'is'} not where it was any more: give it again"
+    return request, caps, said
 
 
 def _stored(path: Path) -> tuple[dict[str, object], list[str]]:

@@ -207,13 +207,6 @@ def result_html(state: State, more: Sequence[str] = ()) -> str:
     return _panel("".join(lines) + (f"<ul>{notes}</ul>" if notes else ""))
 
 
-def missing(names: Sequence[str]) -> str:
-    """How a sentence goes on where files of a video are not there any more."""
-    if not names:
-        return ""
-    return f"; {', '.join(names)} {'are' if len(names) > 1 else 'is'} not where it was any more: give it again"
-
-
 def line_html(rows: Sequence[Row], paused: bool) -> str:
     """The queue as a table: what runs, then what waits in its order, then what ended, newest first."""
     if not rows:

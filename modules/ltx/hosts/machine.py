@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -160,6 +161,7 @@ def natten_missing() -> str:
     return "" if _version("kernels") is not None else "needs the package kernels (pip install kernels)"
 
 
+@cache  # asked at every plan, and read from files each time; what is installed stays as it is
 def _version(package: str) -> tuple[int, int] | None:
     try:
         major, minor = importlib.metadata.version(package).split(".")[:2]

@@ -183,15 +183,8 @@ def settings(given: Any, rows: Sequence[str]) -> tuple[Request, Caps, str]:
     """The request in an mp4 of ours, its row in the UI, and a sentence. Raises RequestError where there is none."""
     if not given:
         raise RequestError("there is no video yet: make one, or drop an mp4 that was made here.")
-    path = Path(getattr(given, "name", given))
-    try:
-        request, gone = front.settings_of_file(path)
-    except LTXError as error:
-        raise RequestError(str(error).replace("--from ", "").replace(str(path), path.name)) from error
-    caps = next((row for name in rows if (row := caps_of(name)) and request.model in (row.id, row.label, name)), None)
-    if caps is None:
-        raise RequestError(f"{path.name}: it was made with {request.model}, which is not in the list of models.")
-    return request, caps, f"the settings of {path.name} are in the form now{panel.missing(gone)}"
+    known = [row for name in rows if (row := caps_of(name))]
+    return front.restored(Path(getattr(given, "name", given)), known)
 
 
 def seed_of(given: Any) -> Any:

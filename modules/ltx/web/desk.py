@@ -17,8 +17,8 @@ from typing import Any
 
 from modules.ltx import advice, ltx_ui, pace, panel, styles
 from modules.ltx.advice import Advice
-from modules.ltx.errors import LTXError, RequestError
-from modules.ltx.front import settings_of_file, settle, variants
+from modules.ltx.errors import LTXError
+from modules.ltx.front import restored, settle, variants
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.media import Encoding
 from modules.ltx.media_in import read_metadata
@@ -227,14 +227,7 @@ class Desk:
 
     def restored(self, path: Path) -> tuple[Form, Caps, str]:
         """The form that made an mp4 of ours, and what is to be said. Raises RequestError for any other file."""
-        try:
-            request, gone = settings_of_file(path)
-        except LTXError as error:
-            raise RequestError(str(error).replace("--from ", "").replace(str(path), path.name)) from error
-        caps = next((row for row in self.rows.values() if request.model in (row.id, row.label)), None)
-        if caps is None:
-            raise RequestError(f"{path.name}: it was made with {request.model}, which is not in the list of models.")
-        said = f"the settings of {path.name} are in the form now" + panel.missing(gone)
+        request, caps, said = restored(path, self.rows.values())
         values = ltx_ui.values_of(request, caps)
         form = Form(caps.id, request.prompt, request.negative or "", request.fps or caps.default_fps, values)
         return form, caps, said
