@@ -22,23 +22,33 @@ KEYS = """() => document.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
     if (event.key === 'Escape') press('ltx_cancel');
 })"""
-# What one of the two players does, the other does too; events of media do not bubble, but they are captured.
+# What one of the two players does, the other does too; events of media do not bubble, but they are captured. What
+# was done to the other makes events as well: they must not be followed back, or they would undo the next thing done.
 IN_STEP = """() => {
     const pair = () => ['ltx_video', 'ltx_other'].map((id) => document.querySelector(`#${id} video`));
-    const follow = (event, apart) => {
-        const [one, two] = pair(), from = event.target, to = from === one ? two : from === two ? one : null;
-        if (!to || !to.offsetParent) return;
-        if (Math.abs(to.currentTime - from.currentTime) > apart) to.currentTime = from.currentTime;
-        to.playbackRate = from.playbackRate;
-        if (from.paused && !to.paused) to.pause();
-        if (!from.paused && to.paused) to.play().catch(() => {});
+    const sent = new WeakMap();
+    const align = (from, to, apart) => {
+        if (Math.abs(to.currentTime - from.currentTime) <= apart) return;
+        sent.set(to, from.currentTime);
+        to.currentTime = from.currentTime;
     };
-    for (const name of ['play', 'pause', 'seeked', 'ratechange'])
-        document.addEventListener(name, (event) => follow(event, 0.04), true);
-    // While they play only a drift that can be seen is worth a jump.
-    document.addEventListener('timeupdate', (event) => {
-        if (event.target === pair()[0] && !event.target.paused) follow(event, 0.15);
-    }, true);
+    const follow = {
+        play: (from, to) => { if (to.paused) { align(from, to, 0.04); to.play().catch(() => {}); } },
+        pause: (from, to) => { if (!to.paused) { to.pause(); align(from, to, 0.04); } },
+        ratechange: (from, to) => { to.playbackRate = from.playbackRate; },
+        seeked: (from, to) => {
+            const wasSent = Math.abs(sent.get(from) - from.currentTime) < 0.04;
+            sent.delete(from);
+            if (!wasSent && !from.seeking && !to.seeking) align(from, to, 0.04);  // the start of a loop is a seek too
+        },
+        // While they play only a drift that can be seen is worth a jump.
+        timeupdate: (from, to) => { if (from === pair()[0] && !from.paused && !to.seeking) align(from, to, 0.15); },
+    };
+    for (const [name, react] of Object.entries(follow))
+        document.addEventListener(name, (event) => {
+            const [one, two] = pair(), from = event.target, to = from === one ? two : from === two ? one : null;
+            if (to && to.offsetParent) react(from, to);
+        }, true);
 }"""
 
 
