@@ -26,28 +26,31 @@ KEYS = """() => document.addEventListener('keydown', (event) => {
 # was done to the other makes events as well: they must not be followed back, or they would undo the next thing done.
 IN_STEP = """() => {
     const pair = () => ['ltx_video', 'ltx_other'].map((id) => document.querySelector(`#${id} video`));
-    const sent = new WeakMap();
+    const owed = new WeakMap();
+    const of = (player) => owed.get(player) ?? owed.set(player, {}).get(player);
     const align = (from, to, apart) => {
         if (Math.abs(to.currentTime - from.currentTime) <= apart) return;
-        sent.set(to, from.currentTime);
-        to.currentTime = from.currentTime;
+        of(to).seeked = to.currentTime = from.currentTime;
     };
     const follow = {
-        play: (from, to) => { if (to.paused) { align(from, to, 0.04); to.play().catch(() => {}); } },
-        pause: (from, to) => { if (!to.paused) { to.pause(); align(from, to, 0.04); } },
+        play: (from, to) => { of(to).play = true; align(from, to, 0.04); to.play().catch(() => { of(to).play = false; }); },
+        pause: (from, to) => { of(to).pause = true; to.pause(); align(from, to, 0.04); },
         ratechange: (from, to) => { to.playbackRate = from.playbackRate; },
-        seeked: (from, to) => {
-            const wasSent = Math.abs(sent.get(from) - from.currentTime) < 0.04;
-            sent.delete(from);
-            if (!wasSent && !from.seeking && !to.seeking) align(from, to, 0.04);  // the start of a loop is a seek too
-        },
+        // The start of a loop is a seek too, and may come in the middle of one that was asked for.
+        seeked: (from, to) => { if (!from.seeking && !to.seeking) align(from, to, 0.04); },
         // While they play only a drift that can be seen is worth a jump.
         timeupdate: (from, to) => { if (from === pair()[0] && !from.paused && !to.seeking) align(from, to, 0.15); },
     };
+    const owes = (player, name) => {
+        const was = of(player)[name];
+        of(player)[name] = undefined;
+        return name === 'seeked' ? Math.abs(was - player.currentTime) < 0.04 : was;
+    };
+    const moved = {play: (one) => !one.paused, pause: (one) => one.paused};
     for (const [name, react] of Object.entries(follow))
         document.addEventListener(name, (event) => {
             const [one, two] = pair(), from = event.target, to = from === one ? two : from === two ? one : null;
-            if (to && to.offsetParent) react(from, to);
+            if (to && to.offsetParent && !owes(from, name) && !moved[name]?.(to)) react(from, to);
         }, true);
 }"""
 
