@@ -8,9 +8,11 @@ of the scenes are of combinations that were never trained. Prints a table, the d
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ import numpy as np
 
 from nano import judge, prompts, world
 
+CHUNK = 10  # scenes whose rows are kept in one file
 MEASURES = ("outline", "edge", "flatness", "flicker", "area_drift", "colour_drift", "jerk")
 
 
@@ -44,6 +47,7 @@ MODES: tuple[Mode, ...] = (
     Mode("dev, one stage", "nano-2.3-dev-t2v", _LARGE),
     Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_LARGE, "guidance_scale": 1.0}),
     Mode("dev, 128x128", "nano-2.3-dev-t2v", _SMALL),
+    Mode("dev, 128x128, cfg 1", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 1.0}),
     Mode("dev, two stages", "nano-2.3-dev-t2v", _TWO),
     Mode("distilled, one stage", "nano-2.3-distilled-t2v", _LARGE),
     Mode("distilled, 128x128", "nano-2.3-distilled-t2v", _SMALL),
@@ -57,6 +61,7 @@ MODES: tuple[Mode, ...] = (
 COMPARED = (
     ("distilled, two stages", "distilled, 128x128, bicubic to 256x256"),
     ("dev, one stage", "dev, one stage, cfg 1"),
+    ("dev, 128x128", "dev, 128x128, cfg 1"),
 )
 FIGURES = ("all", "shape", "outline", "edge")
 
@@ -195,21 +200,62 @@ def _mean(values: Any) -> float:
     return round(float(np.mean(list(values) or [0.0])), 5)
 
 
-def share(names: Sequence[str], count: int, rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows of this worker, by mode."""
+@dataclass(frozen=True)
+class Share:
+    """What one of several workers makes: every `workers`-th chunk of scenes, each in all modes named."""
+
+    names: Sequence[str]
+    clips: int
+    rank: int
+    workers: int
+    keep: Path | None  # a folder of finished chunks; those found there are read, not made
+
+
+def rows_of(share: Share) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """The rows of this worker: by mode, then by the number of the first scene of a chunk."""
     import torch
 
-    torch.set_num_threads(1 if workers > 1 else torch.get_num_threads())
-    every = list(enumerate(scenes(count)))[rank::workers]
-    rows: dict[str, list[dict[str, Any]]] = {}
+    torch.set_num_threads(1 if share.workers > 1 else torch.get_num_threads())
+    numbered = list(enumerate(scenes(share.clips)))
+    rows: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in share.names}
     with tempfile.TemporaryDirectory() as folder:
         maker = Maker(Path(folder))
-        for mode in (mode for mode in MODES if mode.name in names):
-            rows[mode.name] = []
-            for index, scene in every:
-                rows[mode.name].append(assess(mode, scene, maker.make(mode, scene, seed=index)))
-            print(f"{mode.name}: {len(rows[mode.name])} clips by worker {rank}", file=sys.stderr, flush=True)
+        for start in range(share.rank * CHUNK, share.clips, share.workers * CHUNK):
+            for mode in (mode for mode in MODES if mode.name in share.names):
+                chunk = numbered[start : start + CHUNK]
+                kept = None if share.keep is None else share.keep / chunk_name(mode, start, len(chunk))
+                rows[mode.name][start] = _chunk(maker, mode, chunk, kept)
+            print(f"scenes {start} to {start + len(chunk) - 1} made or read", file=sys.stderr, flush=True)
     return rows
+
+
+def _chunk(
+    maker: Maker, mode: Mode, chunk: Sequence[tuple[int, world.Scene]], kept: Path | None
+) -> list[dict[str, Any]]:
+    if kept is not None and kept.exists():
+        return list(json.loads(kept.read_text(encoding="utf-8")))
+    rows = [assess(mode, scene, maker.make(mode, scene, seed=index)) for index, scene in chunk]
+    if kept is not None:
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(rows, default=lambda value: value.item()), encoding="utf-8")
+        part.replace(kept)
+    return rows
+
+
+def chunk_name(mode: Mode, start: int, count: int) -> str:
+    """The file of a chunk's rows; other weights or options make another name, so that no stale row is ever read."""
+    from modules.ltx.hosts import nano_parts
+
+    other = {"transformer-dev", "lora"} if "distilled" in mode.model else {"transformer-distilled"}
+    weights = [nano_parts.digest(name) for name in sorted(set(nano_parts.TRAINED) - other)]
+    facts = [mode.model, dict(mode.options), mode.given, mode.enlarge, weights]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{re.sub('[^a-z0-9]+', '-', mode.name)}-{key}-{start:04d}-{count}.json"
+
+
+def _in_order(parts: Sequence[Mapping[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    chunks = sorted((start, rows) for part in parts for start, rows in part.items())
+    return [row for _, rows in chunks for row in rows]
 
 
 def table(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -232,21 +278,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=200, help="scenes for each mode, half of them held out (200)")
     parser.add_argument("--modes", nargs="*", metavar="NAME", help=f"some of: {'; '.join(mode.name for mode in MODES)}")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the clips (1)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep finished rows there, and go on from them")
     asked = parser.parse_args(argv)
     names = asked.modes or [mode.name for mode in MODES]
     unknown = set(names) - {mode.name for mode in MODES}
     if unknown or asked.clips < 2 or asked.workers < 1:
         parser.error(f"unknown modes: {', '.join(sorted(unknown))}" if unknown else "at least 2 clips and 1 worker")
-    jobs = [(names, asked.clips, rank, asked.workers) for rank in range(asked.workers)]
+    if asked.keep is not None:
+        asked.keep.mkdir(parents=True, exist_ok=True)
+    shares = [Share(names, asked.clips, rank, asked.workers, asked.keep) for rank in range(asked.workers)]
     if asked.workers == 1:
-        shares = [share(*jobs[0])]
+        parts = [rows_of(shares[0])]
     else:
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
         with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-            shares = list(pool.map(share, *zip(*jobs, strict=True)))
-    rows = {name: [row for part in shares for row in part[name]] for name in names}
+            parts = list(pool.map(rows_of, shares))
+    rows = {name: _in_order([part[name] for part in parts]) for name in names}
     told = {name: summary(part) for name, part in rows.items()}
     compared = differences(rows)
     print("\n".join(table(told)))

@@ -93,6 +93,26 @@ def test_a_mode_makes_a_clip_with_sound_and_it_is_judged(name: str, tmp_path: Pa
     assert ("psnr_first" in judged) == bool(mode.given)
 
 
+def test_kept_rows_are_read_and_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--clips", "2", "--modes", "distilled, 128x128", "--keep", str(tmp_path)]
+    assert evaluate.main(arguments) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])["modes"]["distilled, 128x128"]
+    (kept,) = tmp_path.iterdir()
+    rows = json.loads(kept.read_text())
+    assert [row["held_out"] for row in rows] == [False, True]
+    rows[0]["edge"] += 10.0
+    kept.write_text(json.dumps(rows))
+    assert evaluate.main(arguments) == 0
+    read = json.loads(capsys.readouterr().out.splitlines()[-1])["modes"]["distilled, 128x128"]
+    assert read["edge"] == pytest.approx(made["edge"] + 5.0, abs=1e-4)
+    assert read["seconds"] == made["seconds"]
+
+
+def test_other_options_or_scenes_are_other_files() -> None:
+    names = [evaluate.chunk_name(mode, start, 10) for mode in evaluate.MODES for start in (0, 10)]
+    assert len(set(names)) == 2 * len(evaluate.MODES)
+
+
 def test_a_contact_sheet_has_a_row_a_prompt(tmp_path: Path) -> None:
     clip = np.zeros((25, 64, 64, 3), np.uint8)
     page = sheet.sheet([("one", clip), ("two", clip + 255)])

@@ -33,7 +33,11 @@ IN_STEP = """() => {
         of(to).seeked = to.currentTime = from.currentTime;
     };
     const follow = {
-        play: (from, to) => { of(to).play = true; align(from, to, 0.04); to.play().catch(() => { of(to).play = false; }); },
+        play: (from, to) => {
+            of(to).play = true;
+            align(from, to, 0.04);
+            to.play().catch(() => { of(to).play = false; });
+        },
         pause: (from, to) => { of(to).pause = true; to.pause(); align(from, to, 0.04); },
         ratechange: (from, to) => { to.playbackRate = from.playbackRate; },
         // The start of a loop is a seek too, and may come in the middle of one that was asked for.
