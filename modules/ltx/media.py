@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from modules.ltx.ahead import ahead
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.media_codecs import CODECS, THREADS
 from modules.ltx.media_files import Outputs
@@ -43,6 +44,8 @@ __all__ = ["Encoding", "Sound", "Written", "frame_rate", "read_metadata", "write
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 PIXEL_FORMATS = ("yuv420p", "yuv444p")
+
+AHEAD = 32  # frames that wait for the encoder: bytes, a quarter of what the floats of as many are
 
 _BT709 = 1  # the value of ITU-T H.273 for primaries, transfer and matrix alike
 _LIMITED_RANGE = 1
@@ -108,7 +111,8 @@ def write_video(
 
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
-    `on_frame(count)` runs after each encoded frame and may raise to cancel. Beside the video go
+    Encoding goes on while `frames` makes the next ones, at most AHEAD behind them.
+    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel. Beside the video go
     `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as
     `<stem>-<name>.png`.
 
@@ -129,12 +133,15 @@ def write_video(
         with _host_errors(path.parent):
             container = stack.enter_context(_open(outputs.temp(path)))
             movie = _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding)
-        for index, image in enumerate(images):
+
+        def add(image: NDArray[np.uint8]) -> None:
             with _host_errors(path.parent):
+                outputs.add(image, movie.frames)
                 movie.add(image)
-                outputs.add(image, index)
-            if on_frame is not None:
-                on_frame(index + 1)
+
+        with ahead(add, most=AHEAD, on_done=on_frame) as feed:
+            for image in images:
+                feed(image)
         with _host_errors(path.parent):
             movie.finish()
             for name, picture in (pictures or {}).items():
