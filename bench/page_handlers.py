@@ -5,14 +5,15 @@ A change of model (goal 5 ms) and the plan panel (goal 50 ms), over every varian
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.kit import Gate, end
 from modules.ltx import ltx_ui
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.serve_jobs import Jobs
@@ -32,7 +33,10 @@ def measured(call: Callable[[str], object], names: list[str]) -> dict[str, float
     return {"median_ms": round(statistics.median(times), 2), "worst_ms": round(max(times), 2)}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.page_handlers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="changes nothing: it takes seconds")
+    parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), device="cpu", offline=True)
         jobs = Jobs(lambda on_event: EmbeddedHost(settings, on_event), Path(folder))
@@ -49,8 +53,9 @@ def main() -> int:
     assert "torch" not in sys.modules, "the events loaded torch"
     for name, figures in told.items():
         print(f"{name}: median {figures['median_ms']} ms, worst {figures['worst_ms']} ms")
-    print(json.dumps(told))
-    return 0
+    limits = {"change of model": 5.0, "plan panel": 50.0}
+    gates = [Gate(f"{name}, median", told[name]["median_ms"], limit, "ms") for name, limit in limits.items()]
+    return end("page_handlers", told, gates)
 
 
 if __name__ == "__main__":

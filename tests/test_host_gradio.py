@@ -19,7 +19,7 @@ from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.ltx_ui import CONTROLS, sections, shown
 from modules.ltx.media import write_video
 from tests.media_kit import FAST, moving
-from tests.test_mounting import UI, in_ui
+from tests.ui_kit import UI, in_ui
 
 WANTED = Path(__file__).with_name("host_gradio.txt")
 MORE = {

@@ -1,0 +1,108 @@
+"""`python -m bench.decoding`: frames decoded and encoded at once against either alone, and what longer clips hold.
+
+Tiles stream into the encoder, which works in a thread of its own. Wall time over the slower of the two; then the most
+that a process of its own holds above the loaded model, for clips of more and more frames. Prints a table and, as its
+last line, JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.kit import Gate, child, end, held, in_turn
+
+SIDE = 256
+SLOWER = 1.1  # of the slower of the two
+FLAT = 1.25  # the most that the longest clip may hold over one of two tiles
+LENGTHS = (97, 193, 481)  # frames; 97 is the first with more than one tile
+
+
+class Clip:
+    """Random latents of a clip, LTX-Nano's VAE, and the plan of its tiles."""
+
+    def __init__(self, frames: int, folder: Path) -> None:
+        import torch
+
+        from modules.ltx.front import settle
+        from modules.ltx.hosts.embedded import EmbeddedHost, Settings
+        from modules.ltx.request import Request
+
+        self.host = EmbeddedHost(Settings(folder, device="cpu", offline=True))
+        self.path = folder / "clip.mp4"
+        asked = {"model": "nano-2.3-distilled-t2v", "frames": frames, "width": SIDE, "height": SIDE, "seed": 1}
+        self.plan = settle(Request.parse(asked), self.host)
+        with self.host.pipeline(self.plan.caps, self.plan.caps.pipeline) as pipe:
+            self.pipe = pipe
+        channels = pipe.vae.config.latent_channels
+        shape = (1, channels, (frames - 1) // 8 + 1, SIDE // 32, SIDE // 32)
+        self.latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def decoded(self) -> Iterator[Any]:
+        import torch
+
+        from modules.ltx import decode
+
+        return decode.frames(
+            self.pipe,
+            self.latents,
+            self.plan.decode,
+            generator=torch.Generator(),
+            before_tile=lambda: self.host.free("tile"),
+        )
+
+    def encode(self, frames: Any) -> None:
+        from modules.ltx.media import write_video
+
+        write_video(self.path, frames, fps=24, sound=None, metadata={})
+
+    def decode(self) -> None:
+        for _ in self.decoded():
+            pass
+
+
+def memory(frames: int) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Clip(frames, Path(folder))
+        loaded = held()
+        clip.encode(clip.decoded())
+    return {"frames": frames, "above": held() - loaded}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.decoding", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter clips")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    if asked.memory:
+        return end("decoding_memory", memory(asked.memory))
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Clip(97 if asked.quick else 241, Path(folder))
+        ready = list(clip.decoded())
+        cases = {
+            "decode": lambda _: clip.decode(),
+            "encode": lambda _: clip.encode(iter(ready)),
+            "both": lambda _: clip.encode(clip.decoded()),
+        }
+        found = in_turn(cases, 5 if asked.quick else 9)
+    slower = [max(pair) for pair in zip(found["decode"], found["encode"], strict=True)]
+    over = statistics.median(both / one for both, one in zip(found["both"], slower, strict=True))
+    for name, times in found.items():
+        print(f"{name}: median {statistics.median(times):.2f} s")
+    rows = [child("bench.decoding", "--memory", str(frames)) for frames in LENGTHS]
+    for row in rows:
+        print(f"{row['frames']} frames: {row['above'] / 2**20:.0f} MiB above the loaded model")
+    gates = [
+        Gate("decode and encode over the slower of the two", over, SLOWER),
+        Gate(f"held for {LENGTHS[-1]} frames over {LENGTHS[0]}", rows[-1]["above"] / rows[0]["above"], FLAT),
+    ]
+    return end("decoding", {"seconds": found, "memory": rows}, gates)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
