@@ -3,26 +3,28 @@
 Two calls of one pipeline with the same number of evaluations, one of plain steps, one with refined steps, in turn
 (the machine may be busy: only neighbours are compared). What is not spent in the transformer is what the seam and the
 pipeline's own loop cost; the difference of the two is the seam's. Then the whole time against evaluations, the
-saving of an early stop, and guidance reuse. Prints a table and, as its last line, JSON.
+saving of an early stop, and guidance reuse; a loop written down straight (every stream again in every pass, all
+predictions kept); and the most that a process of its own holds. Prints a table and, as its last line, JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.kit import Gate, child, end, held
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, resample_sigmas
 
 PLAN = (1, 1, 2, 2, 2, 2, 2, 1)  # "2-6:2": 13 evaluations
+SEAM = 0.02  # of denoising
 DEEP = (1, 1, 9, 9, 1, 1, 1, 1)  # where an early stop saves most
 GUIDED = {
     **{"guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7},
@@ -140,12 +142,57 @@ def ratios(subject: Subject, rounds: int) -> dict[str, float]:
     return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
-def main() -> int:
+def straight(subject: Subject, passes: tuple[int, ...]) -> float:
+    """Seconds of a loop as one would write it down: each pass runs every stream, and keeps all that it saw.
+
+    Its calls of the transformer are those of a guided call of the pipeline, caught on the way in.
+    """
+    import torch
+
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    transformer = subject.pipe.transformer
+
+    def catch(_: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        caught.append((args, keywords))
+
+    handle = transformer.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        subject.run(None, steps=1, guided=True)
+    finally:
+        handle.remove()
+    history = []
+    began = time.perf_counter()
+    with torch.no_grad():
+        for count in passes:
+            for _ in range(count):
+                seen = [transformer(*args, **keywords) for args, keywords in caught]
+                history.append([each[0] if isinstance(each, tuple) else each.sample for each in seen])
+    return time.perf_counter() - began
+
+
+def memory(kind: str, side: int, frames: int) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as cache:
+        subject = Subject(side, frames, Path(cache))
+        loaded = held()
+        if kind == "straight":
+            straight(subject, PLAN)
+        else:
+            subject.run(PLAN if kind == "refined" else None, guided=True)
+    return {"above": held() - loaded}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.refiner", description=__doc__)
     parser.add_argument("--side", type=int, default=512, help="width and height in pixels (512)")
     parser.add_argument("--frames", type=int, default=49, help="frames (49)")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions, of which the median counts (7)")
-    asked = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="256x256, 25 frames, 3 rounds")
+    parser.add_argument("--memory", choices=("plain", "refined", "straight"), help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    if asked.quick:
+        asked.side, asked.frames, asked.rounds = 256, 25, 3
+    if asked.memory:
+        return end("refiner_memory", memory(asked.memory, asked.side, asked.frames))
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
@@ -160,13 +207,33 @@ def main() -> int:
                 "guided": overhead(subject, asked.rounds, guided=True),
             },
             "wall_over_plain": ratios(subject, max(3, asked.rounds // 2)),
+            "refined_over_straight": statistics.median(
+                subject.run(PLAN, guided=True)["seconds"] / straight(subject, PLAN)
+                for _ in range(max(3, asked.rounds // 2))
+            ),
         }
+    size = ("--side", str(asked.side), "--frames", str(asked.frames))
+    kinds = ("plain", "refined", "straight")
+    told["above_loaded"] = {kind: child("bench.refiner", "--memory", kind, *size)["above"] for kind in kinds}
     for name, row in told["overhead"].items():
         print(f"seam beside the forwards, {name}: {100 * row['overhead']:.2f} % of {row['seconds']:.2f} s")
     for name, value in told["wall_over_plain"].items():
         print(f"{name}: {value:.2f} x the plain 8 steps")
-    print(json.dumps(told))
-    return 0
+    print(f"refined over a loop written down straight, both guided: {told['refined_over_straight']:.2f}")
+    for kind, most in told["above_loaded"].items():
+        print(f"held above the loaded model, {kind}: {most / 2**20:.0f} MiB")
+    beside, most = told["overhead"], told["above_loaded"]
+    return end("refiner", told, gates(told["wall_over_plain"], beside, most))
+
+
+def gates(walls: Mapping[str, float], beside: Mapping[str, Any], most: Mapping[str, int]) -> list[Gate]:
+    early = walls["9 passes at 2 steps, certain at once"] / walls["9 passes at 2 steps"]
+    return [
+        *(Gate(f"seam's share of denoising, {name}", row["overhead"], SEAM) for name, row in beside.items()),
+        Gate("2 passes at 5 steps over plain; evaluations 13 / 8", walls["2 passes at 5 steps"], 1.1 * 13 / 8),
+        Gate("certain at once over 9 passes; evaluations 10 / 24", early, 1.15 * 10 / 24),
+        Gate("memory, refined over a loop written down straight", most["refined"] / most["straight"], 1.05),
+    ]
 
 
 if __name__ == "__main__":
