@@ -52,22 +52,27 @@ class Database:
         """All that is executed, or nothing of it. Raises HostError."""
         with _host_errors(self.file):
             base = self._connection()
-            base.execute("begin immediate")
             try:
+                base.execute("begin immediate")
                 yield base
+                base.execute("commit")
             except BaseException:
-                base.execute("rollback")
+                if base.in_transaction:  # a disk that is full fails the commit, and may leave it open
+                    base.execute("rollback")
                 raise
-            base.execute("commit")
 
     def _connection(self) -> sqlite3.Connection:
         """A thread's own."""
         if getattr(self._here, "base", None) is None:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             base = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None)
-            base.execute("pragma journal_mode = wal")
-            base.execute("pragma synchronous = full")  # a job that was answered for outlives a power cut
-            self._here.base = _with_tables(base, self.file)
+            try:
+                base.execute("pragma journal_mode = wal")
+                base.execute("pragma synchronous = full")  # a job that was answered for outlives a power cut
+                self._here.base = _with_tables(base, self.file)
+            except BaseException:
+                base.close()  # with what it began, which would lock everybody else out
+                raise
         return self._here.base  # type: ignore[no-any-return]
 
 
