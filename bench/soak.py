@@ -184,13 +184,21 @@ def wrong(ends: Sequence[tuple[str, Row]], counts: Sequence[Count], warm: int, w
         for number, (end, row) in enumerate(ends)
         if row.state not in expected.get(end, ("failed",)) or "no words for" in str(row.error)
     ]
-    first, last = counts[warm - 1], counts[-1]
+    first, last = counts[warm : warm + window], counts[-window:]
     if growth(counts, warm, window) > GROWTH:
         said.append(f"memory grew by {growth(counts, warm, window) / MIB:.0f} MiB")
-    said += [f"left open: {name} ({more})" for name, more in (last.files - first.files).items()]
-    said += [f"left running: {name} ({more})" for name, more in (last.threads - first.threads).items()]
+    said += [f"left open: {name} ({more})" for name, more in _more([c.files for c in first], [c.files for c in last])]
+    said += [f"left running: {name} ({n})" for name, n in _more([c.threads for c in first], [c.threads for c in last])]
     said += [f"behind job {number}: hook {name}" for number, one in enumerate(counts) for name in one.hooks]
-    return said + [f"left behind: {name}" for name in last.temporary if name not in first.temporary]
+    return said + [f"left behind: {name}" for name in last[-1].temporary if name not in first[0].temporary]
+
+
+def _more(first: Sequence[Counter[str]], last: Sequence[Counter[str]]) -> list[tuple[str, int]]:
+    """Of what there is more at every moment of the last ones than at any of the first, and how much more: a file of
+    the queue may be open at the moment of counting."""
+    least = {name: min(one[name] for one in last) for name in set().union(*last)}
+    more = {name: count - max(one[name] for one in first) for name, count in least.items()}
+    return [(name, count) for name, count in sorted(more.items()) if count > 0]
 
 
 def growth(counts: Sequence[Count], warm: int, window: int) -> int:

@@ -38,6 +38,7 @@ TYPES: Mapping[str, str] = {
     **dict.fromkeys(("audio/wav", "audio/x-wav", "audio/mpeg", "audio/mp4", "audio/flac", "audio/ogg"), "audio"),
 }
 SECONDS = 600  # of a video or a sound
+LOWEST_RATE, HIGHEST_RATE = 4000, 384_000  # Hz
 FRAMES = 4 * MAX_FRAMES  # of a video: the longest clip, and as much again to skip before it
 WRITTEN = 8_000 * MEGABYTE  # of a video as it is kept, without loss: a small file may hold what takes much more
 PATIENCE = 300.0  # seconds that writing one anew may take
@@ -261,6 +262,7 @@ def _audio(came: Path, new: Path) -> dict[str, Any]:
         out = target.add_stream("pcm_s16le", rate=rate, layout="stereo")
         even = AudioResampler("s16", "stereo", rate)
         for frame in source.decode(stream):
+            _require_rate(frame.sample_rate)
             for part in even.resample(frame):
                 count += part.samples
                 if count > SECONDS * rate:
@@ -270,6 +272,12 @@ def _audio(came: Path, new: Path) -> dict[str, Any]:
     if not count:
         raise ValueError("it has no sound")
     return {"seconds": count / rate}
+
+
+def _require_rate(rate: int) -> None:
+    """Before it is resampled: filters are as long as the rate is high, a gigahertz takes minutes and gigabytes."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise RequestError(f"a sound may have {LOWEST_RATE} to {HIGHEST_RATE} Hz, not {rate}; save it with 48000.")
 
 
 @contextmanager
