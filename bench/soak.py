@@ -82,9 +82,10 @@ def prepared(folder: Path) -> Place:
     return place
 
 
-def drawn(place: Place, chance: random.Random, model: str) -> tuple[str, dict[str, Any]]:
-    """How a job is to end (done, cancelled, or by which failure), and its request: of `model`, or of another."""
-    every = [caps for caps in all_caps() if caps.id.startswith("nano-")]
+def drawn(place: Place, chance: random.Random, model: str, models: str) -> tuple[str, dict[str, Any]]:
+    """How a job is to end (done, cancelled, or by which failure), and its request: of `model`, or of another of those
+    whose ids begin with `models`."""
+    every = [caps for caps in all_caps() if caps.id.startswith(models)]
     same = [caps for caps in every if caps.id == model and chance.random() < 0.75]
     caps = chance.choice(same or every)
     asked: dict[str, Any] = {
@@ -207,7 +208,9 @@ def growth(counts: Sequence[Count], warm: int, window: int) -> int:
     return round(statistics.median(one.memory for one in end) - statistics.median(one.memory for one in begin))
 
 
-def trial(folder: Path, jobs_: int, chance: random.Random, *, warm: int = WARM, window: int = WINDOW) -> dict[str, Any]:
+def trial(
+    folder: Path, jobs_: int, chance: random.Random, *, warm: int = WARM, window: int = WINDOW, models: str = "nano-"
+) -> dict[str, Any]:
     """`jobs_` jobs in this process; what went wrong stands under "wrong", memory in MiB behind each under "curve"."""
     place = prepared(folder)
     before, tempfile.tempdir = tempfile.tempdir, str(place.temporary)
@@ -218,7 +221,7 @@ def trial(folder: Path, jobs_: int, chance: random.Random, *, warm: int = WARM, 
     began = time.monotonic()
     try:
         while len(ends) < jobs_:
-            end, asked = drawn(place, chance, asked["model"])
+            end, asked = drawn(place, chance, asked["model"], models)
             try:
                 ends.append((end, over(jobs, end, asked, chance)))
             except LTXError:  # a combination that no plan can have: another is drawn
