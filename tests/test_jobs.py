@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -206,6 +207,26 @@ def test_a_damaged_file_is_said(store: Store) -> None:
     (store.folder / "queue.db").write_bytes(b"no database" * 100)
     with pytest.raises(HostError, match="cannot be used"):
         store.rows()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells what is open")
+def test_a_thread_that_ended_holds_no_file_open(store: Store) -> None:
+    def opened() -> int:
+        names = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
+        return sum(name.startswith(str(store.folder)) for name in names)
+
+    add(store, "a")
+    found = []
+    gc.disable()  # which would close them, some time
+    try:
+        for _ in range(5):
+            thread = threading.Thread(target=store.rows)
+            thread.start()
+            thread.join()
+            found.append(opened())
+        assert len(set(found)) == 1, found  # SQLite itself keeps one that was closed, to use it again
+    finally:
+        gc.enable()
 
 
 HOLD = "import sys; from pathlib import Path; from modules.ltx.jobs_base import FolderLock; "

@@ -126,6 +126,26 @@ def test_what_is_wrong_is_refused_and_nothing_stays(media: Uploads, name: str) -
     assert left(media) == []
 
 
+@pytest.mark.parametrize("rate", [1, 1_073_789_824])
+def test_a_sound_of_an_absurd_rate_is_refused_and_costs_no_time(media: Uploads, rate: int) -> None:
+    data = bytearray(sound())
+    data[24:28] = struct.pack("<I", rate)
+    began = time.process_time()
+    with pytest.raises(RequestError, match=f"4000 to 384000 Hz, not {rate}; save it with 48000"):
+        add(media, bytes(data), "audio")
+    assert time.process_time() - began < 1
+    assert left(media) == []
+
+
+def test_a_video_larger_than_may_be_kept_is_refused(
+    media: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "WRITTEN", 100)
+    with pytest.raises(RequestError, match="without loss"):
+        add(media, video(tmp_path).read_bytes(), "video")
+    assert left(media) == []
+
+
 def test_a_video_cut_short_is_refused(media: Uploads, tmp_path: Path) -> None:
     data = video(tmp_path).read_bytes()
     for end in (40, len(data) // 2):

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from modules.ltx import lora
 from modules.ltx.errors import RequestError
 from modules.ltx.plan import DecodePlan
 
@@ -60,21 +61,21 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
 
 
 def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
-    """Load one LoRA. Raises RequestError for a file that is no LoRA of this model."""
+    """Load one LoRA. Raises RequestError for a file that is no LoRA of this model, HostError for a damaged one."""
+    file = Path(source) / keywords["weight_name"]
+    lora.check_layers(file, pipe.transformer)
     try:
         pipe.load_lora_weights(source, adapter_name=name, **keywords)
     except (OSError, ValueError, LookupError) as error:
-        raise RequestError(_no_lora(source, keywords, error)) from error
+        raise RequestError(lora.refused(file, _first_line(error))) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise RequestError(_no_lora(source, keywords, error)) from error
+        raise RequestError(lora.refused(file, _first_line(error))) from error
 
 
-def _no_lora(source: str, keywords: dict[str, Any], error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    name = f"{source}/{keywords.get('weight_name', '')}"
-    return f"LoRA {name}: not one of this model ({reason}); take one of its generation."
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _held(pipe: Any) -> set[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from modules.ltx import lora
 from modules.ltx.errors import LTXError, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps, all_caps, as_variant, caps_for, effective
@@ -25,8 +26,9 @@ def settle(request: Request, host: Host) -> Plan:
         load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
     if settled.prefix is not None:
         load_clip(settled.prefix)
-    for lora in {lora.repo: lora for stage in settled.stages for lora in stage.loras}.values():
-        host.weights(lora)
+    for asked in {one.repo: one for stage in settled.stages for one in stage.loras}.values():
+        folder, file = host.weights(asked)
+        lora.check(Path(folder) / file["weight_name"], caps.num_blocks)
     return settled
 
 

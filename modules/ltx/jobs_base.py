@@ -63,17 +63,28 @@ class Database:
 
     def _connection(self) -> sqlite3.Connection:
         """A thread's own."""
-        if getattr(self._here, "base", None) is None:
+        if getattr(self._here, "held", None) is None:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            base = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None)
+            base = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 base.execute("pragma journal_mode = wal")
                 base.execute("pragma synchronous = full")  # a job that was answered for outlives a power cut
-                self._here.base = _with_tables(base, self.file)
+                self._here.held = _Held(_with_tables(base, self.file))
             except BaseException:
                 base.close()  # with what it began, which would lock everybody else out
                 raise
-        return self._here.base  # type: ignore[no-any-return]
+        return self._here.held.base  # type: ignore[no-any-return]
+
+
+class _Held:
+    """A thread's connection, closed when the thread ends. By itself it would stay open until a garbage collection, since
+    a connection refers to itself, and every job has a thread of its own."""
+
+    def __init__(self, base: sqlite3.Connection) -> None:
+        self.base = base
+
+    def __del__(self) -> None:
+        self.base.close()
 
 
 def _with_tables(base: sqlite3.Connection, file: Path) -> sqlite3.Connection:

@@ -66,6 +66,10 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             _require_modest(path, image.size)
             return _rgb(ImageOps.exif_transpose(image))
+    except MemoryError as error:  # a piece of the file says that it has gigabytes
+        raise RequestError(
+            f"{path} asks for more memory than there is; give a smaller image, or save it anew."
+        ) from error
     except _BOMB as error:
         raise RequestError(_too_large(path)) from error
     except _DAMAGED as error:

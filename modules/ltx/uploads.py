@@ -25,6 +25,7 @@ from av.audio.resampler import AudioResampler
 from PIL import Image
 
 from modules.ltx.errors import HostError, LTXError, RequestError
+from modules.ltx.media_clip import picture_stream
 from modules.ltx.media_in import load_image, require_file
 from modules.ltx.request import MAX_FRAMES, MAX_SIDE
 
@@ -37,7 +38,9 @@ TYPES: Mapping[str, str] = {
     **dict.fromkeys(("audio/wav", "audio/x-wav", "audio/mpeg", "audio/mp4", "audio/flac", "audio/ogg"), "audio"),
 }
 SECONDS = 600  # of a video or a sound
+LOWEST_RATE, HIGHEST_RATE = 4000, 384_000  # Hz
 FRAMES = 4 * MAX_FRAMES  # of a video: the longest clip, and as much again to skip before it
+WRITTEN = 8_000 * MEGABYTE  # of a video as it is kept, without loss: a small file may hold what takes much more
 PATIENCE = 300.0  # seconds that writing one anew may take
 IDLE = 30.0  # seconds without a byte after which an upload is given up
 UNUSED = 24 * 3600.0  # seconds for which media that no job names are kept
@@ -203,12 +206,10 @@ def _video(came: Path, new: Path) -> dict[str, Any]:
     """Its pictures without loss; its sound is dropped."""
     end = time.monotonic() + PATIENCE
     with _opened(came) as source:
-        stream = next(iter(source.streams.video), None)
-        if stream is None:
-            raise ValueError("it has no picture")
+        stream = picture_stream(source, MAX_SIDE * MAX_SIDE)
         _require_modest(stream.width, stream.height)
         rate = min(max(Fraction(stream.average_rate or 24), Fraction(1)), Fraction(240))
-        count, size = 0, (stream.width, stream.height)
+        count, written, size = 0, 0, (stream.width, stream.height)
         with av.open(str(new), "w", format="mp4") as target:
             out: Any = None
             for frame in source.decode(stream):
@@ -224,7 +225,11 @@ def _video(came: Path, new: Path) -> dict[str, Any]:
                 plain = frame.reformat(*size, kept) if (frame.width, frame.height, layout) != (*size, kept) else frame
                 plain = plain.reformat(format=kept) if plain.format.name != kept else plain
                 plain.pts, plain.time_base = count, 1 / rate
-                target.mux(out.encode(plain))
+                packets = out.encode(plain)
+                written += sum(packet.size for packet in packets)
+                if written > WRITTEN:
+                    raise RequestError(f"the video takes over {WRITTEN // MEGABYTE} MB without loss; cut it.")
+                target.mux(packets)
                 count += 1
             if out is None:
                 raise ValueError("it has no frames")
@@ -257,6 +262,7 @@ def _audio(came: Path, new: Path) -> dict[str, Any]:
         out = target.add_stream("pcm_s16le", rate=rate, layout="stereo")
         even = AudioResampler("s16", "stereo", rate)
         for frame in source.decode(stream):
+            _require_rate(frame.sample_rate)
             for part in even.resample(frame):
                 count += part.samples
                 if count > SECONDS * rate:
@@ -266,6 +272,12 @@ def _audio(came: Path, new: Path) -> dict[str, Any]:
     if not count:
         raise ValueError("it has no sound")
     return {"seconds": count / rate}
+
+
+def _require_rate(rate: int) -> None:
+    """Before it is resampled: filters are as long as the rate is high, a gigahertz takes minutes and gigabytes."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise RequestError(f"a sound may have {LOWEST_RATE} to {HIGHEST_RATE} Hz, not {rate}; save it with 48000.")
 
 
 @contextmanager

@@ -138,17 +138,20 @@ class EmbeddedHost:
         return resident.pipes[class_name]
 
     def _load(self, caps: Caps) -> _Resident:
-        """The resident model, loaded if it is not this one; the old one is dropped before the new is read."""
+        """The resident model, loaded if it is not this one; the old one is dropped before the new is read, and behind
+        a look at what is to be read: a folder that cannot be loaded costs nobody a model."""
         chosen = self.settings
         key = (caps.source, caps.transformer, caps.vae_dtype or "")
         if self._resident is None or self._resident.key != key:
             from modules.ltx.hosts import loading
 
+            self.emit(Event("load", message=f"looking for {caps.label}"))
+            folder, parts = self._folders(caps)
+            loading.check(caps, folder, parts)
             self._drop()
             self.emit(Event("load", message=f"loading {caps.label}"))
             offload = self._relieved or chosen.offload
             wanted = loading.Wanted(chosen.device, chosen.dtype, offload, chosen.quantize, chosen.quantize_parts)
-            folder, parts = self._folders(caps)
             where = loading.settle([folder, *(found / name for name, found in parts.items())], wanted)
             borrowed = {name: self._part(caps, name, found, where, wanted) for name, found in parts.items()}
             self._shared = {kept: part for kept, part in self._shared.items() if part in borrowed.values()}

@@ -18,10 +18,14 @@ import torch
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
+from modules.ltx import headers
 from modules.ltx.errors import HostError
-from modules.ltx.hosts import folders, hub, machine, quantizing
+from modules.ltx.hosts import built, folders, hub, machine, quantizing
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
+
+_ALWAYS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")  # what every pipeline of LTX has
+_VAE_KIND = ("latent_channels", "block_out_channels", "decoder_block_out_channels", "patch_size", "patch_size_t")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class Wanted:
     offload: str | None = None
     quantize: str | None = None
     parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
+
+
+def check(caps: Caps, folder: Path, borrowed: Mapping[str, Path] = MappingProxyType({})) -> None:
+    """Look at all that `load` and `shared_part` would read, without reading it. Raises RequestError or HostError, with
+    the name of a file, where something of it is missing, damaged, or not what it says it is."""
+    folders.refuse_pickles(folder)
+    missing = [name for name in _ALWAYS if name not in folders.named(folder)]
+    if missing:
+        raise HostError(f"{folder / 'model_index.json'}: it names no {missing[0]}; {headers.AGAIN}.")
+    left = {*_left_out(folder), hub.DECODER, *borrowed}
+    own = {name: name for name in folders.named(folder) if name not in left}
+    built.check_folder(folder, own | ({"transformer": caps.transformer} if "transformer" in own else {}))
+    for name, place in borrowed.items():
+        built.check_folder(place, {name: name})
 
 
 def settle(places: Sequence[Path], wanted: Wanted) -> machine.Machine:
@@ -141,9 +159,11 @@ def sibling(pipe: Any, class_name: str) -> Any:
 
 
 def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any:
-    """The latent upsample pipeline of a variant's family over its own VAE, from the upsampler in `folder`."""
+    """The latent upsample pipeline of a variant's family over its own VAE, from the upsampler in `folder`. Raises
+    HostError for one of another VAE, and for a damaged one, before it is read."""
     two = caps.family == "2.x"
     model_class = LTX2LatentUpsamplerModel if two else LTXLatentUpsamplerModel
+    _check_upsampler(folder, model_class, vae)
     with load_errors(str(folder)):
         model = model_class.from_pretrained(
             folder,
@@ -156,6 +176,28 @@ def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any
     pipe = wrap(vae=vae, latent_upsampler=model.to(where.device))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_upsampler(folder: Path, model_class: Any, vae: Any) -> None:
+    part = folder / hub.UPSAMPLER
+    tensors = headers.of_part(part)
+    config, file = headers.check_config(part, tensors), part / "config.json"
+    if config.get("_class_name", model_class.__name__) != model_class.__name__:
+        raise HostError(
+            f"{file}: it is a {config['_class_name']!s:.80}, and this model takes a {model_class.__name__}."
+        )
+    built.check(part, model_class, config, tensors)
+    # Some come with the VAE that they were trained on; then more can be told than by the channels.
+    theirs = headers.json_of(beside) if (beside := folder / "vae" / "config.json").is_file() else {}
+    told = {"latent_channels": config.get("in_channels", vae.config.latent_channels), **theirs}
+    for name in _VAE_KIND:
+        ours = getattr(vae.config, name, None)
+        if name in told and ours is not None and _plain(told[name]) != _plain(ours):
+            raise HostError(f"{file}: it is for another VAE ({name} {told[name]}, not {ours}); take the model's own.")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def shared_part(caps: Caps, name: str, folder: Path, where: machine.Machine, wanted: Wanted) -> Any:

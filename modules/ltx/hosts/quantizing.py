@@ -66,7 +66,7 @@ def components(
 
 def component(folder: Path, part: str, subfolder: str, kind: str | None, dtype: Any) -> Any:
     """One component of a folder, quantized where a kind is named."""
-    model = _class_of(*_index(folder)[part]).from_pretrained(
+    model = class_of(*_index(folder)[part]).from_pretrained(
         folder, subfolder=subfolder, dtype=dtype, use_safetensors=True, local_files_only=True
     )
     return model.eval() if kind is None else quantized(model.eval(), kind, dtype)
@@ -77,12 +77,13 @@ def _index(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _class_of(library: str, name: str) -> Any:
+def class_of(library: str, name: str) -> Any:
+    """A component's class by the two words of a model_index.json. Raises StopIteration for one that is not known."""
     import diffusers
     import transformers
-    from diffusers.pipelines import ltx2
+    from diffusers.pipelines import ltx, ltx2
 
-    homes = (transformers,) if library == "transformers" else (diffusers, ltx2)
+    homes = (transformers,) if library == "transformers" else (diffusers, ltx2, ltx)
     return next(getattr(home, name) for home in homes if hasattr(home, name))
 
 
