@@ -8,7 +8,6 @@ class: docs/scale.md says where.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
