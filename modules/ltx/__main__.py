@@ -17,6 +17,7 @@ from modules.ltx.cli import build_parser, encoding_of, print_json, processes_of,
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 from modules.ltx.hosts import ranks
 from modules.ltx.ltx_util import random_seed
+from modules.ltx.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from modules.ltx.plan import Plan
@@ -147,7 +148,7 @@ def _follow(args: argparse.Namespace) -> None:
     from modules.ltx.ltx_process import run
     from modules.ltx.stages import ordered
 
-    _quiet_libraries()
+    quiet_libraries()
     host = _host(args)
     settled = _seeded(settle(request_of(args), host))
     with tempfile.TemporaryDirectory() as folder:  # for a name; nothing is written there
@@ -178,7 +179,7 @@ def _make(args: argparse.Namespace, *, together: bool = False) -> None:
     with bar:
         from modules.ltx.ltx_process import run  # torch and diffusers: seconds
 
-        _quiet_libraries()
+        quiet_libraries()
         if args.compare:
             return _compared(request, host, path, encoding)
         if together:
@@ -215,19 +216,6 @@ def _target(output: str | None) -> Path | None:
     return path
 
 
-def _quiet_libraries() -> None:
-    """Progress is ours to show: the loaders' own bars and notices would tear it apart."""
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-
-
 def serve(args: argparse.Namespace) -> None:
     """The web app, until Ctrl-C."""
     from modules.ltx.serve import Listening
@@ -239,7 +227,7 @@ def serve(args: argparse.Namespace) -> None:
         lambda on_event: _host(args, on_event=on_event),
         Path(args.outputs),
         at,
-        prepare=_quiet_libraries,
+        prepare=quiet_libraries,
         as_json=args.json,
     )
 
@@ -248,7 +236,7 @@ def queue(args: argparse.Namespace) -> None:
     """Jobs that are kept: `queue VERB`, `draft` and `finish`."""
     from modules.ltx.cli_queue import Here
 
-    here = Here(args, _host, _quiet_libraries)
+    here = Here(args, _host, quiet_libraries)
     {"queue": here.queue, "draft": here.draft, "finish": here.finish}[args.command]()
 
 

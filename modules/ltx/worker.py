@@ -40,6 +40,7 @@ class Taker(ABC):
         self.store, self.uploads = store, uploads
         self.closing = False
         self.working = False  # whether this process is the one that works
+        self.broken: LTXError | None = None  # why it closed by itself
         self._prepare = prepare
         self._wake = threading.Event()
         self._lock = FolderLock(store.folder / "worker.lock")
