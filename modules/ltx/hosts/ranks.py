@@ -80,9 +80,13 @@ def check_whole(where: Machine) -> None:
 
 @contextmanager
 def joined(place: Place, device: str) -> Iterator[None]:
-    """The connection to the other processes, closed on every way out. Raises LeftAlone where one of them is gone."""
+    """The connection to the other processes, closed on every way out. Raises LeftAlone where one of them is gone. To be
+    made once a process: a second one meets what the first has left with the launcher, and may wait for ever."""
     from torch import distributed
 
+    if distributed.is_initialized():
+        yield
+        return
     backend = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}.get(device.split(":", maxsplit=1)[0], "gloo")
     try:
         distributed.init_process_group(backend)
@@ -106,8 +110,8 @@ def same(value: Any) -> Any:
     return told[0]
 
 
-def launch(count: int, arguments: Sequence[str]) -> None:
-    """Run `python -m modules.ltx` with `arguments` as `count` processes of this machine. Raises what the first one that
+def launch(count: int, arguments: Sequence[str], module: str = "modules.ltx") -> None:
+    """Run `python -m` `module` with `arguments` as `count` processes of this machine. Raises what the first one that
     failed did, with its exit code; Cancelled on Ctrl-C."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -125,7 +129,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "modules.ltx", *arguments)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except SignalException:
         raise Cancelled("cancelled; nothing was written") from None
     except ChildFailedError as error:

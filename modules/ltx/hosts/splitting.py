@@ -15,7 +15,6 @@ from diffusers.hooks import apply_context_parallel
 from diffusers.models._modeling_parallel import (
     ContextParallelConfig,
     ContextParallelInput,
-    ContextParallelOutput,
     ParallelConfig,
 )
 from torch import distributed
@@ -45,11 +44,9 @@ def split(transformer: Any, count: int, device: str) -> None:
             if hasattr(block, name):
                 getattr(block, name).processor._parallel_config = parallel
     apply_context_parallel(transformer, config, plan_of(transformer))
-    transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: _settle(config, module, kwargs), with_kwargs=True
-    )
-    if hasattr(transformer, "audio_proj_out"):
-        transformer.audio_proj_out.register_forward_hook(_first_ones)
+    shared = _Shared(config, int(transformer.config.num_attention_heads))
+    transformer.register_forward_pre_hook(shared.begin, with_kwargs=True)
+    transformer.register_forward_hook(shared.end)
 
 
 def check_heads(heads: int, count: int) -> None:
@@ -62,7 +59,7 @@ def check_heads(heads: int, count: int) -> None:
 
 
 def plan_of(transformer: Any) -> dict[str, Any]:
-    """Where the video's tokens are parted and put together again; what is said in one number for all stays whole."""
+    """Where the video's tokens are parted; what is said in one number for all of them stays whole."""
     four = getattr(transformer.config, "rope_type", "interleaved") == "split"  # batch, heads, tokens, angles
     angles = ContextParallelInput(split_dim=2 if four else 1, expected_dims=4 if four else 3, split_output=True)
     tokens = {
@@ -73,20 +70,36 @@ def plan_of(transformer: Any) -> dict[str, Any]:
         tokens["video_keyframes_mask"] = ContextParallelInput(split_dim=1, expected_dims=3)
     ropes = [name for name in ("rope", "cross_attn_rope") if hasattr(transformer, name)]
     turned = {name: {0: angles, 1: angles} for name in ropes}
-    return {"": tokens, **turned, "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3)}
+    return {"": tokens, **turned}
 
 
-def _settle(config: ContextParallelConfig, transformer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """The exchange for parts of unequal size costs more calls: only where tokens or heads do not come out even."""
-    tokens, count = int(kwargs["hidden_states"].shape[1]), config.ulysses_degree
-    if tokens < count:
-        raise RequestError(f"--nproc {count}: this clip has {tokens} tokens only; take fewer processes.")
-    config.ulysses_anything = bool(tokens % count or transformer.config.num_attention_heads % count)
+class _Shared:
+    """What is to be done around a forward: told how the tokens come out, and the answers made whole."""
 
+    def __init__(self, config: ContextParallelConfig, heads: int) -> None:
+        self._config, self._heads, self._count = config, heads, config.ulysses_degree
+        self._tokens = 0
 
-def _first_ones(module: Any, args: Any, sound: Tensor) -> Tensor:
-    """The first process's sound in all of them. Each has made the same one, but for the last bits, and what is decided
-    by it (guidance that is left out, a step that has settled) must be decided alike."""
-    sound = sound.contiguous()
-    distributed.broadcast(sound, 0)
-    return sound
+    def begin(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """The exchange for parts of unequal size costs more calls: only where tokens or heads do not come out even."""
+        self._tokens = int(kwargs["hidden_states"].shape[1])
+        if self._tokens < self._count:
+            raise RequestError(f"--nproc {self._count}: this clip has {self._tokens} tokens; take fewer processes.")
+        self._config.ulysses_anything = bool(self._tokens % self._count or self._heads % self._count)
+
+    def end(self, module: Any, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The whole video, and the first process's sound in all of them. Each has made the same sound, but for the last
+        bits, and what is decided by it (guidance that is left out, a step that has settled) must be decided alike."""
+        video, *sounds = output
+        for sound in sounds:
+            distributed.broadcast(sound, 0)
+        return self._whole(video), *sounds
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """Parts of (batch, tokens, channels) side by side. Not diffusers' own gathering: gloo refuses unequal parts."""
+        each, more = divmod(self._tokens, self._count)
+        sizes = [each + (rank < more) for rank in range(self._count)]
+        padded = torch.nn.functional.pad(part, (0, 0, 0, max(sizes) - part.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        distributed.all_gather(parts, padded)
+        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
