@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modules.ltx.__main__ import main
 from modules.ltx.errors import OutOfMemory, RequestError
@@ -40,6 +42,7 @@ def test_two_processes_make_what_one_makes(
 ) -> None:
     monkeypatch.setenv("LTX_CACHE", str(cache))
     alone = {name: latents_of(name, host, picture) for name in CASES}  # which builds the models for all
+    capfd.readouterr()
     two = launched(tmp_path, picture)
     said = capfd.readouterr()
     _the_video(tmp_path, said.out, [told["code"] for told in two])
@@ -62,21 +65,22 @@ def _the_video(folder: Path, out: str, codes: list[int]) -> None:
     assert codes == [0, 0]
     told = json.loads(out)  # one document
     assert told["path"] == str(folder / "video.mp4")
-    assert sorted(path.suffix for path in folder.glob("video*")) == [".jpg", ".mp4"]
+    assert sorted(path.name for path in folder.glob("video*")) == ["video-frames", "video.jpg", "video.mp4"]
     assert main([*COMMAND, "-o", str(folder / "alone.mp4"), "--outputs", str(folder)]) == 0
-    (video, alone), (sound, heard) = zip(*(streams(folder / f"{name}.mp4") for name in ("video", "alone")), strict=True)
-    assert np.abs(video - alone).mean() < 0.5  # of 255, behind a lossy encoder
-    assert np.abs(sound - heard).mean() < 1e-3
+    # Of the frames as they were before the encoder, which makes much of little; a level of 255 is a rounding.
+    assert np.abs(frames(folder / "video-frames") - frames(folder / "alone-frames")).max() <= 1
+    assert np.abs(sound(folder / "video.mp4") - sound(folder / "alone.mp4")).mean() < 1e-3
 
 
-def streams(file: Path) -> tuple[Any, Any]:
-    """A video's frames, as levels of 255, and its sound."""
-    import av
+def frames(folder: Path) -> Any:
+    """Levels of 255."""
+    return np.stack([np.asarray(Image.open(path), dtype=float) for path in sorted(folder.glob("*.png"))])
 
+
+def sound(file: Path) -> Any:
+    """Samples, from -1 to 1."""
     with av.open(str(file)) as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
-    with av.open(str(file)) as container:
-        return frames, np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(

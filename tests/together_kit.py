@@ -34,7 +34,7 @@ CASES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     }
 )
 COMMAND = ["generate", *("--model", "nano-2.3-distilled-t2v", "--prompt", "a red ball", "--seed", "5", "--steps", "2")]
-COMMAND += ["--width", "64", "--height", "64", "--frames", "9", "--device", "cpu", "--offline", "--json"]
+COMMAND += ["--width", "64", "--height", "64", "--frames", "9", "--device", "cpu", "--offline", "--png", "--json"]
 
 
 def latents_of(name: str, host: EmbeddedHost, picture: Path) -> list[torch.Tensor]:

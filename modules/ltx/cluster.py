@@ -29,6 +29,7 @@ from modules.ltx.version import VERSION
 from modules.ltx.worker import Taker
 
 _BEAT = 0.25  # seconds to wait for a word of the workers before the queue is looked at again
+_TOLD, _WRITES = 0.5, 40.0  # seconds between two events of a phase; of all workers, so many a second at most
 _STORE = 100 << 20  # bytes of Ray's own store on one machine: what goes through it is small
 
 
@@ -75,7 +76,8 @@ class Cluster(Taker):
         try:
             with _connected(self._ray, self._at) as (workers, options), self._mark() as mark:
                 make = self._ray.remote(Hand).options(max_restarts=-1, max_concurrency=2, **options)
-                for worker in [make.remote(self._settings, self.store.folder / "jobs") for _ in range(workers)]:
+                given = self._settings, self.store.folder / "jobs", max(_TOLD, workers / _WRITES)
+                for worker in [make.remote(*given) for _ in range(workers)]:
                     self._greet(worker, mark)
                 while self._busy or not self.closing:
                     self._give()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STATE, PREVIEW = "state.safetensors", "preview.png"  # of a job, in its folder
 SHOWN = ("phase", "step", "of", "evaluations", "planned", "message", "run", "runs")  # of an Event
 UNEXPECTED = "something went wrong that this program has no words for; the terminal of the server shows what"
-_TOLD = 0.5  # seconds between two events of a phase that are written down
+_TOLD = 0.5  # seconds
 
 
 class WorkingHost(Host, Protocol):
@@ -47,8 +47,10 @@ class WorkingHost(Host, Protocol):
 
 @dataclass
 class Told:
-    """Which of a job's events are written down: those that begin or end something, and some between."""
+    """Which of a job's events are written down: those that begin or end something, and between them one `every` so many
+    seconds."""
 
+    every: float = _TOLD
     last: dict[str, Any] = field(default_factory=dict)
     phase_began: float = field(default_factory=time.monotonic)
     written: float = 0.0  # when an event was last written down
@@ -62,7 +64,7 @@ class Told:
             self.phase_began = now
         self.last = told
         ended = event.of > 0 and event.step == event.of
-        if not (turned or ended or now - self.written > _TOLD):
+        if not (turned or ended or now - self.written > self.every):
             return None
         self.written = now
         return {"state": "running", **told}, ended

@@ -24,10 +24,10 @@ from modules.ltx.version import VERSION
 
 
 class Hand:
-    """`jobs`: the folder in which each job keeps what it needs, under its id."""
+    """`jobs`: the folder in which each job keeps what it needs, under its id; `every`: see `job.Told`."""
 
-    def __init__(self, settings: Settings, jobs: Path) -> None:
-        self._jobs = jobs
+    def __init__(self, settings: Settings, jobs: Path, every: float) -> None:
+        self._jobs, self._every = jobs, every
         self._host = EmbeddedHost(settings, self._show)
         self._events: SimpleQueue[Event | None] = SimpleQueue()  # None: the job is over
         self._pool = ThreadPoolExecutor(1, "job")
@@ -49,7 +49,7 @@ class Hand:
     def work(self, row: Row, path: Path | None) -> Iterator[dict[str, Any]]:
         """A job as it goes: `{"event", "kept"}` again and again, at last `{"state", "result", "error"}`. What is no
         LTXError is raised. `path`: the name that its video gets."""
-        told, doing = job.Told(), self._pool.submit(self._do, row, path)
+        told, doing = job.Told(every=self._every), self._pool.submit(self._do, row, path)
         while (event := self._events.get()) is not None:
             written = told.of(event)
             if written is not None:
