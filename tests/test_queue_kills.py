@@ -10,6 +10,7 @@ import pytest
 
 from bench.queue_kills import ASKED, kill_at, start, undisturbed, wrong
 from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.job import STATE
 from modules.ltx.jobs import Store
 from modules.ltx.kept import Kept
 from modules.ltx.ltx_process import run
@@ -18,7 +19,7 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Request
 from modules.ltx.submit import several, submit
 from modules.ltx.uploads import Uploads
-from modules.ltx.worker import STATE, Worker
+from modules.ltx.worker import Worker
 
 
 @pytest.fixture

@@ -11,10 +11,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modules.ltx.cli import build_parser, encoding_of, print_json, request_of
+from modules.ltx.cli import build_parser, encoding_of, print_json, processes_of, request_of
 from modules.ltx.errors import Cancelled, LTXError, RequestError
+from modules.ltx.hosts import ranks
+from modules.ltx.ltx_util import random_seed
+from modules.ltx.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from modules.ltx.plan import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         args = build_parser().parse_args(argv)
+        args.argv = argv
         commands[args.command](args)
     except KeyboardInterrupt:
         return _failed(Cancelled("cancelled; nothing was written"), argv)
@@ -50,6 +57,9 @@ def _stop(*_: object) -> None:
 
 def _failed(error: LTXError, argv: Sequence[str]) -> int:
     sentence = " ".join(str(error).split())
+    if ranks.here() is not None:  # who started the processes tells what ended them, once
+        ranks.report(error)
+        return error.exit_code
     if "--json" in argv:
         print_json({"error": {"type": type(error).__name__, "message": sentence, "exit_code": error.exit_code}})
     print(f"{'' if isinstance(error, Cancelled) else 'error: '}{sentence}", file=sys.stderr)
@@ -69,6 +79,7 @@ def _host(args: argparse.Namespace, **more: Any) -> Any:
         share=not args.no_share,
         quantize=args.quantize,
         quantize_parts=tuple(filter(None, args.quantize_parts.split(","))),
+        processes=getattr(args, "processes", 1),
     )
     return EmbeddedHost(settings, **more)
 
@@ -109,7 +120,47 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Make the video; its path is the last line of stdout."""
+    """Make the video, here or by several processes together; its path is the last line of stdout."""
+    place, count = ranks.here(), processes_of(args)
+    if place is None:
+        return _make(args) if count == 1 else _launch(args, count)
+    args.device, args.processes = ranks.device_of(place, args.device), place.count
+    with ranks.joined(place, args.device):
+        return _make(args, together=True) if place.first else _follow(args)
+
+
+def _launch(args: argparse.Namespace, count: int) -> None:
+    """Start the processes, once everything that can be refused without them has been."""
+    from modules.ltx.borrow import check_writable
+    from modules.ltx.front import settle
+
+    settle(request_of(args), _host(args))
+    path, _ = _target(args.output), encoding_of(args)
+    check_writable(path.parent if path else Path(args.outputs))
+    ranks.launch(count, args.argv)
+
+
+def _follow(args: argparse.Namespace) -> None:
+    """The part of a process that is not the first: all but to decode, to write and to show."""
+    import tempfile
+
+    from modules.ltx.front import settle
+    from modules.ltx.ltx_process import run
+    from modules.ltx.stages import ordered
+
+    quiet_libraries()
+    host = _host(args)
+    settled = _seeded(settle(request_of(args), host))
+    with tempfile.TemporaryDirectory() as folder:  # for a name; nothing is written there
+        run(settled, host, path=Path(folder) / "video.mp4", until=ordered(settled)[-1][0])
+
+
+def _seeded(settled: Plan) -> Plan:
+    """The plan with the first process's seed, in all of them."""
+    return settled.with_seed(ranks.same(random_seed() if settled.seed is None else settled.seed))
+
+
+def _make(args: argparse.Namespace, *, together: bool = False) -> None:
     from rich.console import Console
 
     from modules.ltx.borrow import check_writable
@@ -128,9 +179,11 @@ def generate(args: argparse.Namespace) -> None:
     with bar:
         from modules.ltx.ltx_process import run  # torch and diffusers: seconds
 
-        _quiet_libraries()
+        quiet_libraries()
         if args.compare:
             return _compared(request, host, path, encoding)
+        if together:
+            settled = _seeded(settled)
         state = run(settled, host, path=path, encoding=encoding)
     if state.media is None:
         raise LTXError("the run ended without a file")
@@ -163,19 +216,6 @@ def _target(output: str | None) -> Path | None:
     return path
 
 
-def _quiet_libraries() -> None:
-    """Progress is ours to show: the loaders' own bars and notices would tear it apart."""
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-
-
 def serve(args: argparse.Namespace) -> None:
     """The web app, until Ctrl-C."""
     from modules.ltx.serve import Listening
@@ -187,7 +227,7 @@ def serve(args: argparse.Namespace) -> None:
         lambda on_event: _host(args, on_event=on_event),
         Path(args.outputs),
         at,
-        prepare=_quiet_libraries,
+        prepare=quiet_libraries,
         as_json=args.json,
     )
 
@@ -196,7 +236,7 @@ def queue(args: argparse.Namespace) -> None:
     """Jobs that are kept: `queue VERB`, `draft` and `finish`."""
     from modules.ltx.cli_queue import Here
 
-    here = Here(args, _host, _quiet_libraries)
+    here = Here(args, _host, quiet_libraries)
     {"queue": here.queue, "draft": here.draft, "finish": here.finish}[args.command]()
 
 

@@ -187,6 +187,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-o", "--output", metavar="FILE", help="name of the mp4 (default: outputs/DATE-MODEL-SEED.mp4)")
     group.add_argument("--outputs", metavar="FOLDER", default="outputs", help="folder for names of ours")
     add_file_options(group)
+    group.add_argument("--nproc", metavar="N", help="processes that make the video together, a GPU each (default 1)")
     group.add_argument(
         "--compare", action="store_true", help="make it with the self-refiner off and on, and both side by side"
     )
@@ -200,6 +201,14 @@ def add_file_options(group: Any) -> None:
     group.add_argument("--crf", metavar="N", help="quality, 0 (best) to 51 (default 18; hevc 20, av1 24)")
     group.add_argument("--png", action="store_true", help="write every frame as PNG, too")
     group.add_argument("--no-thumbnail", action="store_true", help="write no thumbnail")
+
+
+def processes_of(args: argparse.Namespace) -> int:
+    """How many processes are to make one video together."""
+    count = Option("nproc", "int", "processes", "--nproc", 1, 1024).parse(args.nproc) or 1
+    if count > 1 and args.compare:
+        raise RequestError("--compare: it goes with one process only; leave out --nproc.")
+    return int(count)
 
 
 def encoding_of(args: argparse.Namespace) -> Any:

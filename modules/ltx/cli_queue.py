@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules.ltx.cli import (
     Parser,
@@ -25,9 +25,13 @@ from modules.ltx.cli import (
 from modules.ltx.cli_show import PHASES
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 from modules.ltx.jobs import FOLDER, Row, Store
+from modules.ltx.request import Option
 from modules.ltx.serve_jobs import preview_of
 from modules.ltx.submit import COUNT, LEVEL, finish, several, submit
 from modules.ltx.uploads import Uploads
+
+if TYPE_CHECKING:
+    from modules.ltx.worker import Taker
 
 _BEAT = 0.2  # seconds between two looks at a job
 _VERBS = {
@@ -66,6 +70,7 @@ def add_parsers(commands: Any) -> None:
         add_file_options(parser.add_argument_group("output"))
     for parser in (made["run"], done):
         add_machine_options(parser)
+    _add_engine_options(made["run"])
     for parser in (made["add"], done):
         parser.add_argument("--priority", metavar="N", help=LEVEL.help)
     for parser in (*made.values(), draft, done):
@@ -81,6 +86,15 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seeds", metavar="N,N", help="these seeds")
 
 
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several at a time")
+    group.add_argument("--engine", metavar="NAME", help="here: one by one (default); ray: on a Ray cluster")
+    group.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster that runs (default: one of this machine)")
+    group.add_argument("--workers", metavar="N", help="jobs at a time (default: one a GPU)")
+
+
+ENGINE = Option("engine", "choice", "who does the jobs", "--engine", choices=("here", "ray"))
+WORKERS = Option("workers", "int", "jobs at a time", "--workers", 1, 10000)
 MakeHost = Callable[..., Any]
 
 
@@ -146,11 +160,13 @@ class Here:
 
     def _run(self) -> None:
         """Whoever else works on the folder does its jobs; here they are only followed then."""
-        with self._working():
-            while any(not row.over for row in self.store.rows()) and not self.store.paused:
+        with self._working() as worker:
+            while not worker.closing and any(not row.over for row in self.store.rows()) and not self.store.paused:
                 for row in self.store.rows(state="running")[:1]:
-                    self._watched(row.id)
+                    self._watched(row.id, lambda: not worker.closing)
                 time.sleep(_BEAT)
+        if worker.broken is not None:
+            raise worker.broken
         if self.args.json:
             print_json({"jobs": [_told(row) for row in self.store.rows()]})
 
@@ -174,14 +190,10 @@ class Here:
             print_json({"deleted": self.args.ids})
 
     @contextmanager
-    def _working(self) -> Iterator[Any]:
+    def _working(self) -> Iterator[Taker]:
         """A worker of this process, which does what waits unless another process does; a job it has begun makes way
         where this is left before its end."""
-        from modules.ltx.worker import Worker
-
-        worker = Worker(
-            self.store, self.uploads, lambda heard: self._make_host(self.args, on_event=heard), self._prepare
-        )
+        worker = self._taker()
         worker.start()
         try:
             yield worker
@@ -190,8 +202,23 @@ class Here:
             while not worker.join(0.2):
                 pass
 
-    def _watched(self, job: str) -> Row:
-        """A job when it is over; its progress on a terminal's stderr meanwhile."""
+    def _taker(self) -> Taker:
+        """Who does the jobs: this process, or a cluster."""
+        from modules.ltx.worker import Worker
+
+        args = self.args
+        if ENGINE.parse(getattr(args, "engine", None)) == "ray":
+            from modules.ltx.cluster import Cluster, Ray
+
+            at = Ray(args.address, WORKERS.parse(args.workers))
+            return Cluster(self.store, self.uploads, self._make_host(args).settings, at, self._prepare)
+        for name in ("address", "workers"):
+            if getattr(args, name, None) is not None:
+                raise RequestError(f"--{name}: it goes with --engine ray.")
+        return Worker(self.store, self.uploads, lambda heard: self._make_host(args, on_event=heard), self._prepare)
+
+    def _watched(self, job: str, going: Callable[[], bool] = lambda: True) -> Row:
+        """A job when it is over, or nobody is `going` on with it; its progress on a terminal's stderr meanwhile."""
         self.store.get(job)
         seen, shown = 0, sys.stderr.isatty()
         while True:
@@ -201,7 +228,7 @@ class Here:
                     step = f" {event['step']}/{event['of']}" if event["of"] else ""
                     print(f"\r{job}  {PHASES.get(event['phase'], event['phase'])}{step}\033[K", end="", file=sys.stderr)
             row = self.store.get(job)
-            if row.over:
+            if row.over or not going():
                 if shown:
                     print("\r\033[K", end="", file=sys.stderr)
                 return row

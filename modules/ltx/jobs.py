@@ -217,23 +217,25 @@ class Store:
                 _tell(base, job, {"state": "queued"}, kept=True)
 
     def recover(self, made: Callable[[Row], Any]) -> list[Row]:
-        """What a dead process left running waits again, or is done where `made` finds its result, or has failed where
-        it was tried often enough. To be called by who holds the folder's lock."""
-        left = self.rows(state="running")
-        for row in left:
-            result = made(row)
-            if result is not None:
-                self.end(row.id, "done", result=result)
-            elif row.cancelling:
-                self.end(row.id, "cancelled")
-            elif row.attempts >= ATTEMPTS:
-                said = f"the program ended {row.attempts} times while it made this; it is not tried again"
-                self.end(row.id, "failed", error={"type": "HostError", "message": said, "exit_code": 1})
-            else:
-                with self._base.transaction() as base:
-                    base.execute("update jobs set state = 'queued' where id = ?", [row.id])
-                    _tell(base, row.id, {"state": "queued"}, kept=True)
-        return [self.get(row.id) for row in left]
+        """Take back all that a dead process left running. To be called by who holds the folder's lock."""
+        return [self.take_back(row.id, made) for row in self.rows(state="running", limit=-1)]
+
+    def take_back(self, job: str, made: Callable[[Row], Any]) -> Row:
+        """A running job whose process died waits again, or is done where `made` finds its result, or has failed where
+        it was tried often enough."""
+        row = self.get(job)
+        result = made(row)
+        if result is not None:
+            return self.end(job, "done", result=result)
+        if row.cancelling:
+            return self.end(job, "cancelled")
+        if row.attempts >= ATTEMPTS:
+            said = f"the program ended {row.attempts} times while it made this; it is not tried again"
+            return self.end(job, "failed", error={"type": "HostError", "message": said, "exit_code": 1})
+        with self._base.transaction() as base:
+            if base.execute("update jobs set state = 'queued' where id = ? and state = 'running'", [job]).rowcount:
+                _tell(base, job, {"state": "queued"}, kept=True)
+            return _rows(base, "where id = ?", job)[0]
 
     def cancel(self, job: str) -> Row:
         """A waiting job is cancelled, a running one is asked to stop, one that is over stays as it is."""

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from modules.ltx import ltx_openapi, ltx_streams
 from modules.ltx.errors import RequestError
 from modules.ltx.front import settle
+from modules.ltx.job import PREVIEW
 from modules.ltx.jobs import STATES, Conflict, Retention, Row, Store
 from modules.ltx.ltx_problems import Problem, Rate, body_of, json_body
 from modules.ltx.request import BY_NAME, Option, Request
@@ -38,7 +39,7 @@ from modules.ltx.serve_request import (
 from modules.ltx.submit import COUNT, LEVEL, MOST, Once, finish, several, submit
 from modules.ltx.uploads import MOST_BYTES, Uploads, kind_of
 from modules.ltx.version import VERSION
-from modules.ltx.worker import PREVIEW, Worker
+from modules.ltx.worker import Worker
 
 T = TypeVar("T")
 

@@ -27,12 +27,13 @@ from starlette.routing import Route
 
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.guard import Guard, Trust
+from modules.ltx.job import UNEXPECTED
 from modules.ltx.jobs import FOLDER
 from modules.ltx.ltx_api import PREFIX, Api
 from modules.ltx.ltx_problems import Rate, answering, problem
 from modules.ltx.ltx_routes import ROUTES
 from modules.ltx.serve_jobs import Jobs
-from modules.ltx.worker import UNEXPECTED, MakeHost
+from modules.ltx.worker import MakeHost
 
 LOOPBACK: Mapping[str, tuple[socket.AddressFamily, str]] = {
     "127.0.0.1": (socket.AF_INET, "127.0.0.1"),

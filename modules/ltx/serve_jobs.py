@@ -17,6 +17,7 @@ from modules.ltx.cli_show import PHASES
 from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.front import sketch
 from modules.ltx.host import Host
+from modules.ltx.job import PREVIEW, SHOWN
 from modules.ltx.jobs import FOLDER, Row, Store
 from modules.ltx.media import Encoding
 from modules.ltx.plan import Plan
@@ -25,7 +26,7 @@ from modules.ltx.serve_request import in_words
 from modules.ltx.state import Media, Refinement, State, Timing
 from modules.ltx.submit import finish, several, submit
 from modules.ltx.uploads import Uploads
-from modules.ltx.worker import PREVIEW, SHOWN, MakeHost, Worker
+from modules.ltx.worker import MakeHost, Worker
 
 
 class Job:

@@ -21,7 +21,7 @@ from modules.ltx.borrow import check_writable
 from modules.ltx.denoise import DenoiseCallback
 from modules.ltx.embeddings import Embeddings
 from modules.ltx.errors import Cancelled
-from modules.ltx.hosts import hub, machine, places, quantizing, refiner
+from modules.ltx.hosts import hub, machine, places, quantizing, ranks, refiner
 from modules.ltx.hosts.places import Places
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
@@ -48,6 +48,7 @@ class Settings:
     share: bool = True  # one text encoder and one set of connectors for all variants that have the same
     quantize: str | None = None
     quantize_parts: tuple[str, ...] = quantizing.DEFAULT_PARTS
+    processes: int = 1  # that make one video together; this is one of them (`ranks.py`)
 
     def __post_init__(self) -> None:
         machine.check_names(self.dtype, self.offload)
@@ -153,9 +154,15 @@ class EmbeddedHost:
             offload = self._relieved or chosen.offload
             wanted = loading.Wanted(chosen.device, chosen.dtype, offload, chosen.quantize, chosen.quantize_parts)
             where = loading.settle([folder, *(found / name for name, found in parts.items())], wanted)
+            if chosen.processes > 1:
+                ranks.check_whole(where)
             borrowed = {name: self._part(caps, name, found, where, wanted) for name, found in parts.items()}
             self._shared = {kept: part for kept, part in self._shared.items() if part in borrowed.values()}
             pipe = loading.load(caps, folder, where, wanted, borrowed)
+            if chosen.processes > 1:
+                from modules.ltx.hosts import splitting
+
+                splitting.split(pipe.transformer, chosen.processes, where.device)
             self._resident = _Resident(key, where, {caps.pipeline: pipe})
         return self._resident
 
@@ -294,6 +301,8 @@ class EmbeddedHost:
     def machine(self) -> Mapping[str, object]:
         where = self._resident.machine if self._resident is not None else None
         chosen = {"device": where.device, "dtype": where.dtype, "offload": where.offload} if where else {}
+        if self.settings.processes > 1:
+            chosen |= {"processes": str(self.settings.processes)}
         if self.settings.quantize is not None:
             chosen |= {"quantize": f"{self.settings.quantize} of {', '.join(self.settings.quantize_parts)}"}
         return {"host": "embedded", **chosen, "versions": machine.versions()}
