@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from modules.ltx import speed
 from modules.ltx.guided import Forward, Outputs, kind_of, rows_of
-
-EVERY = 2  # evaluations that share one guidance: the first makes it
 
 
 @dataclass
@@ -32,8 +31,35 @@ class _Kept:
     differences: dict[str, Outputs] = field(default_factory=dict)
 
 
+def cached(transformer: Any, cache: str, *, cfg: bool) -> AbstractContextManager[None]:
+    """The transformer with the plan's cache; nothing at all where that is off."""
+    if cache == speed.GUIDANCE:
+        return guidance_kept(transformer, cfg=cfg)
+    return extrapolated(transformer) if cache == speed.TAYLOR else nullcontext()
+
+
 @contextmanager
-def guidance_kept(transformer: torch.nn.Module, *, cfg: bool, every: int = EVERY) -> Iterator[None]:
+def extrapolated(transformer: Any) -> Iterator[None]:
+    """Diffusers' TaylorSeer over whole forwards: in each second evaluation the blocks are left out, and what the last
+    projections, of picture and sound, gave before is continued along a line."""
+    from diffusers.hooks import TaylorSeerCacheConfig
+
+    config = TaylorSeerCacheConfig(
+        cache_interval=speed.KEPT,
+        disable_cache_before_step=speed.FIRST,
+        taylor_factors_dtype=torch.float32,
+        skip_predict_identifiers=[r"transformer_blocks\.\d+"],
+        cache_identifiers=["proj_out", "audio_proj_out"],
+    )
+    transformer.enable_cache(config)
+    try:
+        yield
+    finally:
+        transformer.disable_cache()
+
+
+@contextmanager
+def guidance_kept(transformer: torch.nn.Module, *, cfg: bool, every: int = speed.KEPT) -> Iterator[None]:
     """The transformer with a class of the same name that makes all predictions in one of `every` evaluations, from the
     first on, and the conditional one alone in the others. `cfg`: its batches hold the unconditional one in front."""
     kind, kept = type(transformer), _Kept()

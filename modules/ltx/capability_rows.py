@@ -114,9 +114,11 @@ class Caps:
     audio_from: str = "stage1"
 
     transformer_gb: float = 38.0
+    transformer_width: int = 4096  # channels of the video stream: heads x head size of its config
     text_encoder_gb: float = 24.0
 
     slow_decoder: str = ""  # what the diffusion decoder lacks here to be fast; filled in by `effective`
+    compile_why_not: str = ""  # why no blocks can be compiled as it is loaded here; filled in by `effective`
     lora_why_not: str = ""  # why no LoRA can be used as it is loaded here; filled in by `effective`
     unavailable: tuple[str, ...] = ()  # why this machine cannot run it; filled in by `effective`
 
@@ -149,6 +151,11 @@ class Caps:
     @property
     def supports_canonical_stage2(self) -> bool:
         return self.supports_two_stage_refine and self.stage2_schedule == "stage2"
+
+    @property
+    def guided(self) -> bool:
+        """Whether its own recipe has guidance, which is more than one prediction a step."""
+        return self.guidance != IDENTITY
 
     @property
     def stg_default_scale(self) -> float:
@@ -238,6 +245,7 @@ def parents() -> Mapping[str, Caps]:
         max_sequence_length=128,  # diffusers' default for LTXPipeline
         upsampler_why_not="the only 0.9 upsampler is proved for the VAE of 0.9.7 and 0.9.8",
         transformer_gb=3.8,
+        transformer_width=2048,
         text_encoder_gb=9.5,
     )
     # Timestep-conditioned VAE from 0.9.1 on; .05 and .025 from LTX-Video's configs.
@@ -262,6 +270,7 @@ def parents() -> Mapping[str, Caps]:
         generation="0.9.7",
         num_blocks=48,
         transformer_gb=26.0,
+        transformer_width=4096,
         supports_upsample=True,
         supports_two_stage_refine=True,
         upsampler="a-r-r-o-w/LTX-Video-0.9.7-Latent-Spatial-Upsampler-diffusers",
@@ -344,6 +353,7 @@ _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
         # A multiple of the connectors' registers; the forward at 1024 costs three times as much on a CPU.
         "max_sequence_length": 64,
         "transformer_gb": 0.01,
+        "transformer_width": 160,
         "text_encoder_gb": 0.01,
     }
 )

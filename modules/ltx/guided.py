@@ -1,9 +1,9 @@
 """Guidance's predictions in larger or smaller batches than the pipeline makes: a borrowed transformer.
 
 The LTX pipelines call the transformer with a batch of two for CFG and once more each for STG and modality guidance
-(2.x). Here a step's predictions are made one at a time, which holds the least, or all in one forward, which goes through
-the weights once. The pipeline sees the same calls with the same answers, to rounding. Knows how the pipelines call
-their transformer; whether it pays is measured in `bench/guidance.py`, how many are made is the plan's choice.
+(2.x). Here a step's predictions are made one at a time, which holds the least, or all in one forward, which goes
+through the weights once. The pipeline sees the same calls with the same answers, to rounding. Knows how the pipelines
+call their transformer; whether it pays is measured in `bench/guidance.py`, how many are made is the plan's choice.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _one_by_one(forward: Forward, kwargs: Mapping[str, Any]) -> Outputs:
 
 
 def _together(
-    transformer: torch.nn.Module, forward: Forward, kwargs: Mapping[str, Any], streams: Streams, answers: _Answers
+    transformer: Any, forward: Forward, kwargs: Mapping[str, Any], streams: Streams, answers: _Answers
 ) -> Any:
     """The first call of a step makes all its predictions; the further ones are answered from them.
 
@@ -127,7 +127,7 @@ def rows_of(kwargs: Mapping[str, Any], size: int, rows: Sequence[int]) -> dict[s
 
 
 @contextmanager
-def _isolated(transformer: torch.nn.Module, mark: Tensor | None) -> Iterator[None]:
+def _isolated(transformer: Any, mark: Tensor | None) -> Iterator[None]:
     """Sound and picture deaf to each other where `mark` is 0: what each block's attention says of the other is zeroed,
     which adds as little as the attention that diffusers leaves out."""
 
