@@ -14,13 +14,17 @@ from typing import Any
 
 @contextmanager
 def compiled(transformer: Any, backend: str = "inductor") -> Iterator[None]:
-    """The transformer with its repeated blocks compiled; PyTorch keeps what it compiled for the next time."""
+    """The transformer with its repeated blocks compiled; PyTorch keeps what it compiled for the next time.
+
+    For sizes that vary: compiled for each size anew, PyTorch gives up behind eight of them (batches, kinds of guidance
+    and sizes all count) and runs the rest uncompiled.
+    """
     names = set(transformer._repeated_blocks)
     blocks = [module for module in transformer.modules() if type(module).__name__ in names]
     before = [block._compiled_call_impl for block in blocks]
     try:
         for block in blocks:
-            block.compile(backend=backend)
+            block.compile(backend=backend, dynamic=True)
         yield
     finally:
         for block, theirs in zip(blocks, before, strict=True):

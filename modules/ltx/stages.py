@@ -167,7 +167,7 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
 def _sped(transformer: torch.nn.Module, plan: Plan, stage: StagePlan, host: Host) -> Iterator[None]:
     """The stage's transformer compiled, batched and cached as the plan says; untouched where it says nothing."""
     asked, blocks = stage.speed, stage.guidance.stg_blocks if stage.guidance else ()
-    batch = speed.fitting(plan.caps, stage, host.room(plan.caps) if asked.batch == speed.AUTO else 0)
+    batch = speed.fitting(plan.caps, stage, host.room(plan.caps) if asked.batch == speed.AUTO and stage.uses_cfg else 0)
     streams = guided.Streams(_SIZES[batch], stage.uses_cfg, blocks, stage.uses_modality)
     with (
         compiling.compiled(transformer) if asked.compiled else nullcontext(),
