@@ -114,11 +114,13 @@ class Caps:
     audio_from: str = "stage1"
 
     transformer_gb: float = 38.0
+    transformer_width: int = 4096  # channels of the video stream: heads x head size of its config
     text_encoder_gb: float = 24.0
     # Numbers that one call of the transformer holds at its peak, for each token and stream (bench.denoise_memory).
     numbers_a_token: int = 88_000
 
     slow_decoder: str = ""  # what the diffusion decoder lacks here to be fast; filled in by `effective`
+    compile_why_not: str = ""  # why no blocks can be compiled as it is loaded here; filled in by `effective`
     lora_why_not: str = ""  # why no LoRA can be used as it is loaded here; filled in by `effective`
     unavailable: tuple[str, ...] = ()  # why this machine cannot run it; filled in by `effective`
 
@@ -151,6 +153,11 @@ class Caps:
     @property
     def supports_canonical_stage2(self) -> bool:
         return self.supports_two_stage_refine and self.stage2_schedule == "stage2"
+
+    @property
+    def guided(self) -> bool:
+        """Whether its own recipe has guidance, which is more than one prediction a step."""
+        return self.guidance != IDENTITY
 
     @property
     def stg_default_scale(self) -> float:
@@ -240,6 +247,7 @@ def parents() -> Mapping[str, Caps]:
         max_sequence_length=128,  # diffusers' default for LTXPipeline
         upsampler_why_not="the only 0.9 upsampler is proved for the VAE of 0.9.7 and 0.9.8",
         transformer_gb=3.8,
+        transformer_width=2048,
         text_encoder_gb=9.5,
         numbers_a_token=33_000,
     )
@@ -265,6 +273,7 @@ def parents() -> Mapping[str, Caps]:
         generation="0.9.7",
         num_blocks=48,
         transformer_gb=26.0,
+        transformer_width=4096,
         numbers_a_token=66_000,  # twice as wide
         supports_upsample=True,
         supports_two_stage_refine=True,
@@ -348,6 +357,7 @@ _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
         # A multiple of the connectors' registers; the forward at 1024 costs three times as much on a CPU.
         "max_sequence_length": 64,
         "transformer_gb": 0.01,
+        "transformer_width": 160,
         "text_encoder_gb": 0.01,
     }
 )

@@ -46,6 +46,9 @@ GROUPS = {
     "schedule and decoding": (
         "sampler",
         "sampler_shift",
+        "guided_batch",
+        "cache",
+        "speed",
         "decoder",
         "tile_size",
         "tile_frames",

@@ -154,9 +154,15 @@ def effective(caps: Caps, lacks: Mapping[str, str]) -> Caps:
 
     `lacks` maps what a host found missing (a diffusers class, a package, or a quantization) to the
     sentence shown to the user, as {"LTX2ConditionPipeline": "needs diffusers >= 0.42"}; "lora" to why none works,
-    "fast decoder" to what the diffusion decoder's kernel needs.
+    "compile" to why no transformer can be compiled, "fast decoder" to what the diffusion decoder's kernel needs.
     """
     needed = (caps.pipeline, caps.stage2_pipeline, caps.quantization, f"generation {caps.generation}")
     reasons = tuple(dict.fromkeys(lacks[n] for n in needed if n in lacks))
     slow = lacks.get("fast decoder", "") if caps.supports_diffusion_decoder else ""
-    return replace(caps, unavailable=reasons, lora_why_not=lacks.get("lora", ""), slow_decoder=slow)
+    return replace(
+        caps,
+        unavailable=reasons,
+        lora_why_not=lacks.get("lora", ""),
+        slow_decoder=slow,
+        compile_why_not=lacks.get("compile", ""),
+    )

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modules.ltx import speed
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.state import Event, Timing
 
@@ -31,8 +32,7 @@ def work(plan: Plan) -> dict[str, float]:
 
 
 def _units(stage: StagePlan) -> float:
-    evaluations = stage.evaluations * stage.streams if stage.sigmas else 1
-    return evaluations * stage.tokens / 1e3
+    return (speed.forwards(stage) if stage.sigmas else 1) * stage.tokens / 1e3
 
 
 @dataclass(frozen=True)

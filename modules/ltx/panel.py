@@ -18,6 +18,7 @@ from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.plan import Plan, StagePlan
 from modules.ltx.recipe import memory_gb
 from modules.ltx.serve_request import in_words
+from modules.ltx.speed import activations_gb
 from modules.ltx.state import Refinement, State
 
 _WIDTH, _HEIGHT, _PAD = 640, 150, 26  # of the drawing
@@ -105,7 +106,11 @@ def _needs(plan: Plan) -> str:
     need = memory_gb(plan.caps)
     if need["weights"] < 0.1:
         return "no memory to speak of"
-    return f"{need['weights']:g} GB of weights, {need['largest_part']:g} GB of them at once with offload"
+    sampling = activations_gb(plan.caps, plan.stages)
+    return (
+        f"{need['weights']:g} GB of weights, {need['largest_part']:g} GB of them at once with offload, and about"
+        f" {sampling:g} GB while sampling"
+    )
 
 
 def _surroundings(around: Around) -> Iterator[str]:

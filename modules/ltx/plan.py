@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modules.ltx import allowed, denoise, recipe, tiles, wording
+from modules.ltx import allowed, denoise, recipe, speed, tiles, wording
 from modules.ltx.denoise import DenoiseCallback, RefinerPlan
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import IDENTITY, Caps, Guidance
 from modules.ltx.ltx_util import get_frames, token_count
 from modules.ltx.recipe import EULER
 from modules.ltx.request import ImageAt, Prefix, Request
+from modules.ltx.speed import UNTOUCHED, Speed
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class StagePlan:
     denoise_strength: float | None = None  # how 0.9 is told the same
     use_cross_timestep: bool = False
     passes: tuple[int, ...] = ()  # evaluations of each step; 1 is a plain step
+    speed: Speed = UNTOUCHED
     upsampler: str | None = None
     upsample_passes: int = 0  # 2x each; a resize of the latents follows where that overshoots
 
@@ -82,13 +84,18 @@ class StagePlan:
         return guidance is not None and max(guidance.guidance_scale, guidance.audio_guidance_scale) > 1.0
 
     @property
+    def uses_modality(self) -> bool:
+        """Whether it predicts with sound and picture deaf to each other, too."""
+        g = self.guidance
+        return g is not None and max(g.modality_scale, g.audio_modality_scale) > 1.0
+
+    @property
     def streams(self) -> int:
         """How often the transformer sees the clip in one evaluation: four with all guidance, one with none."""
         g = self.guidance
         if g is None:
             return 1
-        modality = max(g.modality_scale, g.audio_modality_scale) > 1.0
-        return 1 + self.uses_cfg + bool(g.stg_blocks) + modality
+        return 1 + self.uses_cfg + bool(g.stg_blocks) + self.uses_modality
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,10 @@ class Plan:
             "seconds": round(self.seconds, 3),
             "predicts_frames": self.predicts_frames,
             "enhances_prompt": self.enhances_prompt,
-            "stages": [{**asdict(stage), "evaluations": stage.evaluations} for stage in self.stages],
+            "stages": [
+                {**asdict(stage), "evaluations": stage.evaluations, "forwards": speed.forwards(stage)}
+                for stage in self.stages
+            ],
             "images": [asdict(image) for image in self.images],
             "prefix": None if self.prefix is None else asdict(self.prefix),
             "audio_from": self.audio_from,
@@ -195,7 +205,7 @@ class Plan:
             "refiner": None if self.refiner is None else {**asdict(self.refiner), "cost_percent": self.refiner_cost},
             "decode": asdict(self.decode),
             "make_room": self.make_room,
-            "memory": recipe.memory_gb(self.caps),
+            "memory": {**recipe.memory_gb(self.caps), "activations": speed.activations_gb(self.caps, self.stages)},
             "notes": list(self.notes),
         }
 
@@ -221,6 +231,7 @@ def plan(
     decode, decode_notes = tiles.asked(_decode(request, caps), request)
     refinement = denoise.settle(request, denoise_callback, {s.name: s.sigmas for s in stages if s.sigmas})
     stages = tuple(replace(s, passes=(refinement.passes or {}).get(s.name, s.passes)) for s in stages)
+    stages, speed_notes = speed.settled(request, caps, stages)
     settled = Plan(
         caps=caps,
         request=request,
@@ -252,7 +263,7 @@ def plan(
         *decode_notes,
     ]
     found += [*prefix_notes, *wording.prompt_notes(settled)]
-    found += [*refinement.notes, *wording.refiner_notes(settled)]
+    found += [*refinement.notes, *wording.refiner_notes(settled), *speed_notes]
     return replace(settled, notes=(wording.headline(settled), *found))
 
 

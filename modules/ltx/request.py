@@ -19,6 +19,7 @@ MAX_FRAMES = 2401  # 100 s at 24 fps; upstream's longest published clips are 20 
 MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit integer
 SAMPLERS = ("euler", "euler_ancestral", "gradient_estimation", "heun", "res_2s")
 DECODERS = ("vae", "diffusion")
+BATCHES, CACHES, SPEEDS = ("auto", "one", "two", "all"), ("off", "guidance", "taylorseer"), ("safe", "fast")
 MAX_PROMPT = 1_000_000  # characters; the tokenizer cuts far earlier, this only bounds the metadata
 
 
@@ -216,6 +217,22 @@ class Request:
         "float", "shift of the sigma schedule; below 0 the token count decides", between=(-1, 10)
     )
     dynamic_shift: bool | None = option("bool", "shift the schedule by the token count of the stage")
+    guided_batch: str | None = option(
+        "choice",
+        "predictions of guidance that one forward makes: two as the pipelines do, one where memory is short, all to go"
+        " through the weights once a step; auto: two, or one where two do not fit",
+        choices=BATCHES,
+    )
+    cache: str | None = option(
+        "choice",
+        "answer each second evaluation of stage 1 without its guidance, or without any forward (taylorseer)",
+        choices=CACHES,
+    )
+    speed: str | None = option(
+        "choice",
+        "fast compiles the transformer's blocks: a minute or more at first, other roundings",
+        choices=SPEEDS,
+    )
     decoder: str | None = option(
         "choice",
         "what turns latents into pixels: the VAE, or the diffusion decoder of 2.5 (finer, slower, needs much memory)",

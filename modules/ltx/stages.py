@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from modules.ltx import borrow, duration, enhance, recipe
+from modules.ltx import borrow, caching, compiling, duration, enhance, guided, recipe, speed
 from modules.ltx.denoise import Attached
 from modules.ltx.embeddings import Key
 from modules.ltx.errors import LTXError
@@ -30,6 +30,7 @@ from modules.video_models.ltx_models import CONDITION_09
 from modules.video_models.video_overrides import Given, Start, call_args
 
 Stage = Callable[[State, Host], State]
+_SIZES = {speed.ONE: 1, speed.TWO: 2, speed.ALL: 4}
 
 
 def ordered(plan: Plan) -> list[tuple[str, Stage]]:
@@ -151,6 +152,7 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
         borrowed.enter_context(borrow.adapters(pipe, [(*host.weights(lora), lora.strength) for lora in wanted]))
         borrowed.enter_context(solving(pipe, stage, state.seed))
         borrowed.enter_context(borrow.forward_hook(pipe.transformer, host.poll))
+        borrowed.enter_context(_sped(pipe.transformer, plan, stage, host))
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name))
         attached = borrowed.enter_context(_attached(state, host, stage, pipe, generator))
         args = {
@@ -160,6 +162,20 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
             "callback_on_step_end_tensor_inputs": ["latents"],
         }
         yield pipe, args, attached
+
+
+@contextmanager
+def _sped(transformer: torch.nn.Module, plan: Plan, stage: StagePlan, host: Host) -> Iterator[None]:
+    """The stage's transformer compiled, batched and cached as the plan says; untouched where it says nothing."""
+    asked, blocks = stage.speed, stage.guidance.stg_blocks if stage.guidance else ()
+    batch = speed.fitting(plan.caps, stage, host.room(plan.caps) if asked.batch == speed.AUTO and stage.uses_cfg else 0)
+    streams = guided.Streams(_SIZES[batch], stage.uses_cfg, blocks, stage.uses_modality)
+    with (
+        compiling.compiled(transformer) if asked.compiled else nullcontext(),
+        guided.batched(transformer, streams),
+        caching.cached(transformer, asked.cache, cfg=stage.uses_cfg),
+    ):
+        yield
 
 
 def _attached(

@@ -111,7 +111,9 @@ class EmbeddedHost:
                     self._drop()
 
     def lacks(self) -> Mapping[str, str]:
-        return {**machine.lacks(), **quantizing.lacks(self.settings.quantize)}
+        moved = f"--offload {self.settings.offload} moves weights inside of what it compiles; leave one of the two out"
+        offload = {"compile": moved} if self.settings.offload in ("group", "sequential") else {}
+        return {**machine.lacks(), **offload, **quantizing.lacks(self.settings.quantize)}
 
     def probe(self, source: str) -> Facts | None:
         return self._places.probe(source)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,6 +157,8 @@ def lacks() -> Mapping[str, str]:
             missing[f"generation {generation}"] = f"needs diffusers >= {least[0]}.{least[1]}"
     if _version("sdnq") is None:
         missing["sdnq-int4"] = "needs the package sdnq (pip install sdnq)"
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        missing["compile"] = "it needs a C++ compiler (g++ or clang++); leave --speed fast out, or install one"
     kernel = natten_missing()
     if kernel:
         missing["fast decoder"] = kernel

@@ -45,7 +45,8 @@ def lacks(kind: str | None) -> dict[str, str]:
     if kind is None:
         return {}
     twice = "its weights are quantized already; leave --quantize out"
-    return {"sdnq-int4": twice, **({"lora": LORA_WHY_NOT} if kind == "fp8" else {})}
+    slow = "quantized weights are unpacked by code that it would break out of; leave --speed fast or --quantize out"
+    return {"sdnq-int4": twice, "compile": slow, **({"lora": LORA_WHY_NOT} if kind == "fp8" else {})}
 
 
 def smaller(sizes: Mapping[str, int], kind: str | None, parts: Sequence[str]) -> dict[str, int]:

@@ -152,7 +152,7 @@ class SDNextHost:
         return True
 
     def lacks(self) -> Mapping[str, str]:
-        return machine.lacks()
+        return {**machine.lacks(), "compile": "the web UI compiles models as its own settings say"}
 
     @property
     def _places(self) -> places.Places:

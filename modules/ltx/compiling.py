@@ -1,0 +1,31 @@
+"""The transformer's blocks compiled for a stage, one kernel set for all of them: a borrowed transformer.
+
+Only the repeated blocks are compiled, as diffusers names them: one of them is, and the others share what came of it.
+The first forward of a new shape pays for it; what it costs and gains is measured in `bench/compiled.py`. Where it
+cannot work is the plan's to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def compiled(transformer: Any, backend: str = "inductor") -> Iterator[None]:
+    """The transformer with its repeated blocks compiled; PyTorch keeps what it compiled for the next time.
+
+    For sizes that vary: compiled for each size anew, PyTorch gives up behind eight of them (batches, kinds of guidance
+    and sizes all count) and runs the rest uncompiled.
+    """
+    names = set(transformer._repeated_blocks)
+    blocks = [module for module in transformer.modules() if type(module).__name__ in names]
+    before = [block._compiled_call_impl for block in blocks]
+    try:
+        for block in blocks:
+            block.compile(backend=backend, dynamic=True)
+        yield
+    finally:
+        for block, theirs in zip(blocks, before, strict=True):
+            block._compiled_call_impl = theirs
