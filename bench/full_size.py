@@ -41,9 +41,10 @@ def job(host: SizedHost, shape: tuple[int, int, int], **asked: Any) -> dict[str,
     began = time.perf_counter()
     timings = run(plan, host).timings
     phases = {one.phase: {"seconds": round(one.seconds, 2), "peak": one.peak} for one in timings}
+    seconds = {one.phase: one.seconds for one in timings}
     told: dict[str, Any] = {"wall": round(time.perf_counter() - began, 2), "phases": phases}
     for stage, phase in zip(plan.stages, [name for name in phases if name in ("sample", "refine")], strict=False):
-        told[f"{phase}_evaluation"] = round(phases[phase]["seconds"] / max(stage.evaluations, 1), 3)
+        told[f"{phase}_evaluation"] = round(seconds[phase] / max(stage.evaluations, 1), 3)
     return told
 
 

@@ -59,7 +59,7 @@ def in_turn(cases: Mapping[str, Callable[[int], object]], rounds: int) -> dict[s
     machine that others use. A case is given the number of the round."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds):
-        names = list(cases) if number % 2 == 0 else list(reversed(cases))
+        names = list(cases) if number % 2 == 0 else list(cases)[::-1]
         for name in names:
             began = time.perf_counter()
             cases[name](number)
