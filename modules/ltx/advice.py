@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modules.ltx import savings
 from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.ltx_capabilities import Caps
-from modules.ltx.ltx_util import get_frames
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
-from modules.ltx.tiles import LADDER
-
-_LEAST_SIDE, _LEAST_FRAMES = 256, 25  # below these a smaller clip is no clip that anybody wants
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ def for_job(error: LTXError, plan: Plan, rows: Iterable[Caps]) -> Advice | None:
     if error.phase in ("load", "encode"):
         small = _sibling(plan.caps, several, mode=plan.caps.mode, quantization="sdnq-int4")
         return Advice("Take its SDNQ-4Bit weights", {}, small.id) if small and small.id != plan.caps.id else None
-    return (_smaller_tiles(plan) if error.phase == "decode" else None) or _smaller(plan)
+    best = savings.savings(plan, error.phase)[0]
+    return Advice(best.said, best.values)
 
 
 def nano(caps: Caps, rows: Iterable[Caps]) -> Advice | None:
@@ -69,24 +67,3 @@ def _sibling(caps: Caps, rows: Iterable[Caps], *, mode: str, quantization: str) 
         return same and ours and row.mode == mode and row.quantization == quantization and not row.unavailable
 
     return next(filter(alike, rows), None)
-
-
-def _smaller_tiles(plan: Plan) -> Advice | None:
-    """The next smaller tiles that cut this clip into more."""
-    size, frames = min(plan.decode.tile_size, max(plan.width, plan.height)), min(plan.decode.tile_frames, plan.frames)
-    tile = next((tile for tile in LADDER if tile.size < size or (tile.size == size and tile.frames < frames)), None)
-    if tile is None:
-        return None
-    said = f"Decode in tiles of {tile.size} pixels and {tile.frames} frames"
-    return Advice(said, {"tile_size": tile.size, "tile_frames": tile.frames})
-
-
-def _smaller(plan: Plan) -> Advice | None:
-    """Half the pixels, else half the frames."""
-    step = plan.caps.grid * (2 if plan.request.refine else 1)
-    ratio = plan.request.upsample or 1.0
-    width, height = (max(round(side / ratio * 0.7 / step) * step, step) for side in (plan.width, plan.height))
-    if min(width, height) >= _LEAST_SIDE or plan.frames <= _LEAST_FRAMES:
-        return Advice(f"Make it {width}x{height}", {"width": width, "height": height})
-    frames = get_frames(plan.frames // 2, plan.caps.frame_ratio)
-    return Advice(f"Make {frames} frames of it", {"frames": frames})

@@ -1,19 +1,30 @@
 """Things taken for one stage, of a pipeline or of the disk, and given back on every way out.
 
 Each function is a context manager. What is changed is remembered before it is changed, and put back
-in a `finally`, so that interrupts and out-of-memory leave everything as it was.
+`firmly` in a `finally`, so that interrupts and out-of-memory leave everything as it was, those too that come
+while it is put back.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from modules.ltx.errors import RequestError
 from modules.ltx.plan import DecodePlan
+
+
+def firmly(put_back: Callable[[], object]) -> None:
+    """`put_back`, which may be called twice, a second time where something came into the first: a second Ctrl-C, or
+    memory that is still full."""
+    try:
+        put_back()
+    except BaseException:
+        put_back()
+        raise
 
 
 @contextmanager
@@ -24,7 +35,7 @@ def scheduler(pipe: Any, ours: Any) -> Iterator[Any]:
         pipe.scheduler = ours
         yield ours
     finally:
-        pipe.scheduler = theirs
+        firmly(lambda: setattr(pipe, "scheduler", theirs))
 
 
 @contextmanager
@@ -37,6 +48,7 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
     if not weights:
         yield ()
         return
+    others = bool(_held(pipe))
     try:
         for number, (source, keywords, _) in enumerate(weights):
             names.append(f"ltx_stage_{number}")
@@ -44,7 +56,7 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
         pipe.set_adapters(names, [strength for _, _, strength in weights])
         yield tuple(names)
     finally:
-        _remove_adapters(pipe, names)
+        firmly(lambda: _remove_adapters(pipe, names, others=others))
 
 
 def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
@@ -65,24 +77,42 @@ def _no_lora(source: str, keywords: dict[str, Any], error: Exception) -> str:
     return f"LoRA {name}: not one of this model ({reason}); take one of its generation."
 
 
-def _remove_adapters(pipe: Any, names: Sequence[str]) -> None:
-    """Delete the named adapters that got as far as being loaded; with none left, the layers are unwrapped."""
-    held = {name for loaded in pipe.get_list_adapters().values() for name in loaded}
-    ours = [name for name in names if name in held]
-    if held and held == set(ours):
+def _held(pipe: Any) -> set[str]:
+    """The names of all adapters that the pipeline has."""
+    return {name for loaded in pipe.get_list_adapters().values() for name in loaded}
+
+
+def _remove_adapters(pipe: Any, names: Sequence[str], *, others: bool) -> None:
+    """Delete the named adapters that got as far as being loaded, beside those of `others`. Where there are none, the
+    layers are unwrapped, those too of an adapter that got half-way and is in no list."""
+    if not others:
         pipe.unload_lora_weights()
-    elif ours:
+    elif ours := [name for name in names if name in _held(pipe)]:
         pipe.delete_adapters(ours)
+
+
+@contextmanager
+def hooked(module: Any, hook: Callable[..., None], *, with_kwargs: bool = False) -> Iterator[None]:
+    """`hook` called before every forward of `module`, with what torch gives it."""
+    try:
+        module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+        yield
+    finally:
+        firmly(lambda: _unhook(module, hook))
+
+
+def _unhook(module: Any, hook: Callable[..., None]) -> None:
+    """By the hook, not by its handle, which an interrupt may have kept from us."""
+    for number in [number for number, known in module._forward_pre_hooks.items() if known is hook]:
+        module._forward_pre_hooks.pop(number)
+        module._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 @contextmanager
 def forward_hook(module: Any, poll: Callable[[], None]) -> Iterator[None]:
     """`poll` called before every forward of `module`, so that a cancel is seen within one forward."""
-    handle = module.register_forward_pre_hook(lambda *_: poll())
-    try:
+    with hooked(module, lambda *_: poll()):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -144,5 +174,9 @@ def tiling(vae: Any, decode: DecodePlan) -> Iterator[None]:
             setattr(vae, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
+        firmly(lambda: _assign(vae, before))
+
+
+def _assign(owner: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(owner, name, value)

@@ -115,6 +115,8 @@ class Caps:
 
     transformer_gb: float = 38.0
     text_encoder_gb: float = 24.0
+    # Numbers that one call of the transformer holds at its peak, for each token and stream (bench.denoise_memory).
+    numbers_a_token: int = 88_000
 
     slow_decoder: str = ""  # what the diffusion decoder lacks here to be fast; filled in by `effective`
     lora_why_not: str = ""  # why no LoRA can be used as it is loaded here; filled in by `effective`
@@ -239,6 +241,7 @@ def parents() -> Mapping[str, Caps]:
         upsampler_why_not="the only 0.9 upsampler is proved for the VAE of 0.9.7 and 0.9.8",
         transformer_gb=3.8,
         text_encoder_gb=9.5,
+        numbers_a_token=33_000,
     )
     # Timestep-conditioned VAE from 0.9.1 on; .05 and .025 from LTX-Video's configs.
     dev091 = replace(
@@ -262,6 +265,7 @@ def parents() -> Mapping[str, Caps]:
         generation="0.9.7",
         num_blocks=48,
         transformer_gb=26.0,
+        numbers_a_token=66_000,  # twice as wide
         supports_upsample=True,
         supports_two_stage_refine=True,
         upsampler="a-r-r-o-w/LTX-Video-0.9.7-Latent-Spatial-Upsampler-diffusers",

@@ -49,6 +49,7 @@ GROUPS = {
         "decoder",
         "tile_size",
         "tile_frames",
+        "make_room",
         "decode_timestep",
         "image_cond_noise_scale",
     ),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modules.ltx import borrow
+from modules.ltx.finite import finite
 from modules.ltx.media import Sound
 from modules.ltx.plan import DecodePlan
 
@@ -76,8 +77,13 @@ def frames(
     *,
     generator: torch.Generator,
     before_tile: Callable[[], None],
+    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """The clip as chunks (n, height, width, 3) of uint8 RGB. `latents` as the VAE takes them, batch 1."""
+    """The clip as chunks (n, height, width, 3) of uint8 RGB. `latents` as the VAE takes them, batch 1.
+
+    `before_tile` comes before each run of frames; `poll` before each tile in space, of which the VAE makes many of one
+    run, and may raise to cancel.
+    """
     vae = pipe.vae
     device = pipe._execution_device
     latents, timestep = _noised(latents, plan, generator)
@@ -86,9 +92,9 @@ def frames(
     def decode(tile: torch.Tensor) -> torch.Tensor:
         before_tile()
         # Borrowed a tile at a time: a generator that is dropped half-way gives nothing back by itself.
-        with torch.no_grad(), borrow.tiling(vae, plan):
+        with torch.no_grad(), borrow.tiling(vae, plan), borrow.forward_hook(vae.decoder, poll):
             pixels: torch.Tensor = vae.decode(tile.to(device, vae.dtype), temb, return_dict=False)[0]
-        return pixels.float()
+        return finite(pixels.float(), "decode", "pixels")
 
     for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
         yield from _chunks(pixels)
@@ -103,7 +109,7 @@ def diffused(
     """
     with torch.no_grad(), borrow.forward_hook(model.decoder.conv_in_x_t, poll):  # once a tile
         pixels = model.decode(latents.to(model.device, model.dtype), generator=generator, return_dict=False)[0]
-    return _chunks(pixels)
+    return _chunks(finite(pixels, "decode", "pixels"))
 
 
 def _chunks(pixels: torch.Tensor) -> Iterator[NDArray[np.uint8]]:
@@ -129,10 +135,12 @@ def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
     return frames
 
 
-def sound(pipe: Any, latents: torch.Tensor) -> Sound:
-    """Sound latents (1, channels, length, mel bins) to a waveform at the vocoder's own sample rate."""
+def sound(pipe: Any, latents: torch.Tensor, poll: Callable[[], None] = lambda: None) -> Sound:
+    """Sound latents (1, channels, length, mel bins) to a waveform at the vocoder's own sample rate. `poll` comes before
+    each of the two models and may raise to cancel."""
     device = pipe._execution_device
-    with torch.no_grad():
+    poll()
+    with torch.no_grad(), borrow.forward_hook(pipe.vocoder, poll):
         mel = pipe.audio_vae.decode(latents.to(device, pipe.audio_vae.dtype), return_dict=False)[0]
-        waveform = pipe.vocoder(mel)
+        waveform = finite(pipe.vocoder(mel), "decode", "sound samples")
     return Sound(waveform[0].float().cpu().numpy(), int(pipe.vocoder.config.output_sampling_rate))

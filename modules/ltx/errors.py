@@ -22,13 +22,21 @@ class HostError(LTXError):
 
 
 class OutOfMemory(LTXError):
-    """The device ran out of memory in `phase`; the message says what to lower."""
+    """The device ran out of memory in `phase`; the message says how much that holds, and what would hold less."""
 
     exit_code = 4
 
     def __init__(self, message: str, *, phase: str) -> None:
         super().__init__(message)
         self.phase = phase
+
+
+class NotFinite(LTXError):
+    """`tensor` of `phase` came out with NaN or infinity in it; nothing was made of it."""
+
+    def __init__(self, message: str, *, phase: str, tensor: str) -> None:
+        super().__init__(message)
+        self.phase, self.tensor = phase, tensor
 
 
 class Cancelled(LTXError):

@@ -70,6 +70,12 @@ class Host(Protocol):
     def embeddings(self, encoder: Any) -> Embeddings:
         """What was encoded by this text encoder before."""
 
+    def relieve(self, caps: Caps) -> str:
+        """Hold less of the model on the device until the job ends; what was done, in words; empty where nothing can be.
+
+        Pipelines that were borrowed before are not to be used any more.
+        """
+
     def peak(self) -> int | None:
         """The most bytes held since it was last asked; None where nobody knows."""
 

@@ -92,6 +92,12 @@ class Row:
     def over(self) -> bool:
         return self.state in ("done", "failed", "cancelled")
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it failed for want of memory: what it had by then is kept, for a job that goes on from there."""
+        told = self.error or {}
+        return self.state == "failed" and self.kind != "draft" and told.get("type") == "OutOfMemory"
+
 
 @dataclass(frozen=True)
 class Retention:

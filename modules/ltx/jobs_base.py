@@ -52,13 +52,14 @@ class Database:
         """All that is executed, or nothing of it. Raises HostError."""
         with _host_errors(self.file):
             base = self._connection()
-            base.execute("begin immediate")
             try:
+                base.execute("begin immediate")
                 yield base
+                base.execute("commit")
             except BaseException:
-                base.execute("rollback")
+                if base.in_transaction:  # a disk that is full fails the commit, and may leave it open
+                    base.execute("rollback")
                 raise
-            base.execute("commit")
 
     def _connection(self) -> sqlite3.Connection:
         """A thread's own."""

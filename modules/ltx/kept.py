@@ -33,6 +33,7 @@ from modules.ltx.plan import Plan
 from modules.ltx.state import Embeds, Refinement, State, Timing
 
 FORMAT = 1  # of the header; a file of another one is not taken up
+_LATER = ("decode", "make_room")  # of a plan: what no latent depends on
 _EMBEDS = ("prompt", "prompt_mask", "negative", "negative_mask")
 _LATENTS = ("video_latents", "audio_latents", "delivered_audio")
 # A file that was cut short, or is another program's: json, the header's keys, tensors that are missing.
@@ -137,9 +138,10 @@ def header_of(file: Path) -> dict[str, Any] | None:
 
 def fingerprint(plan: Plan, host: Host) -> str:
     """Changes whenever stages that are done would come out otherwise: plan, files, machine. How latents are decoded
-    is no part of it."""
+    is no part of it, nor where weights lie until they are used."""
     media = {path: file_digest(Path(path)) for path in plan.media}
-    return hashlib.sha256(json.dumps([_digest(plan), media, host.machine()], default=str).encode()).hexdigest()
+    machine = {name: value for name, value in host.machine().items() if name != "offload"}
+    return hashlib.sha256(json.dumps([_digest(plan), media, machine], default=str).encode()).hexdigest()
 
 
 def latents_digest(latents: torch.Tensor) -> str:
@@ -148,7 +150,7 @@ def latents_digest(latents: torch.Tensor) -> str:
 
 
 def _digest(plan: Plan) -> str:
-    told = {name: value for name, value in plan.to_json().items() if name != "decode"}
+    told = {name: value for name, value in plan.to_json().items() if name not in _LATER}
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -207,6 +207,7 @@ CONTROLS: tuple[Control, ...] = (
     _choice("Decoding", "decoder", "decoder", _is("vae"), _has("supports_diffusion_decoder")),
     _slider("Decoding", "tile_size", "tile size (0: by memory)", (0, 2048, 64), _is(0)),
     _slider("Decoding", "tile_frames", "tile frames (0: by memory)", (0, 256, 8), _is(0)),
+    _tick("Decoding", "make_room", "make room where memory runs out", _is(False)),
     _slider("Decoding", "decode_timestep", "decode timestep", (0.0, 1.0, 0.01), _of("decode_timestep"), applies=_old),
     _slider(
         "Decoding",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modules.ltx import borrow, decode, stages, tiles
+from modules.ltx import borrow, decode, relief, savings, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host, Keep
 from modules.ltx.kept import latents_digest
@@ -92,8 +92,24 @@ def _left(job: list[tuple[str, stages.Stage]], last: str | None, until: str | No
 
 
 def _timed(phase: str, stage: stages.Stage, state: State, host: Host) -> State:
+    """A phase, and where memory runs out and the plan makes room, the phase again from the state before it."""
+    while True:
+        try:
+            return _once(phase, stage, state, host)
+        except OutOfMemory:
+            eased = relief.eased(state.plan, phase, host)
+            if eased is None:
+                raise
+        # Behind the handler: the error's frames, and the tensors in them, are gone here.
+        plan, note = eased
+        state = replace(state, plan=plan, notes=(*state.notes, note))
+        host.free(phase)
+        host.emit(Event(phase, evaluations=state.done, planned=plan.evaluations, message=note))
+
+
+def _once(phase: str, stage: stages.Stage, state: State, host: Host) -> State:
     host.peak()  # what was before is not of this phase
-    with _phase(phase) as clock:
+    with _phase(phase, state.plan, host) as clock:
         state = stage(state, host)
         most = host.peak()
         host.free(phase)
@@ -124,22 +140,18 @@ def load(state: State, host: Host, *, encoding: Encoding) -> State:
 
 
 @contextmanager
-def _phase(name: str) -> Iterator[Any]:
+def _phase(name: str, plan: Plan, host: Host) -> Iterator[Any]:
     """A running clock, and out-of-memory of any device told as ours, with the phase it struck in."""
     began = time.perf_counter()
     try:
         yield lambda: time.perf_counter() - began
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(_too_big(name), phase=name) from error
+        raise OutOfMemory(savings.said(plan, name, host.machine()), phase=name) from error
     except RuntimeError as error:
         # torch's CPU allocator and MPS raise a plain RuntimeError; only its text tells.
         if "not enough memory" in str(error) or "out of memory" in str(error):
-            raise OutOfMemory(_too_big(name), phase=name) from error
+            raise OutOfMemory(savings.said(plan, name, host.machine()), phase=name) from error
         raise
-
-
-def _too_big(phase: str) -> str:
-    return f"out of memory in {phase}; make the video smaller or shorter, or try --offload sequential"
 
 
 def write(state: State, host: Host, *, encoding: Encoding) -> State:
@@ -160,7 +172,7 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
     last = plan.stages[-1].pipeline or plan.caps.pipeline
     with borrow.folder(path.parent) as folder, host.pipeline(plan.caps, last) as pipe:
         sweep_partials(folder, STALE)
-        sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio)
+        sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio, host.poll)
         state, frames = _frames(state, host, pipe, before_tile)
         digests = (
             latents_digest(latents),
@@ -174,6 +186,7 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
             metadata=metadata(state, host, digests),
             encoding=encoding,
             on_frame=on_frame,
+            poll=host.poll,
             pictures={f"{done.stage}-uncertainty": done.picture for done in state.refined if done.picture is not None},
         )
     media = Media(
@@ -212,14 +225,16 @@ def _frames(
         said = f"decoded by the VAE instead of the diffusion decoder: {reason}"
         state = replace(state, notes=(*state.notes, said))
         host.free("decoder")
-    return state, decode.frames(pipe, latents, plan.decode, generator=generator(), before_tile=before_tile)
+    return state, decode.frames(
+        pipe, latents, plan.decode, generator=generator(), before_tile=before_tile, poll=host.poll
+    )
 
 
 def drawn(state: State, host: Host) -> Image.Image:
     """The clip as far as it is, in three pictures side by side: its first, middle and last frame."""
     plan = state.plan
     wanted = sorted({0, (plan.frames - 1) // 2, plan.frames - 1})
-    with host.lock(), _phase("decode"), host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
+    with host.lock(), _phase("decode", plan, host), host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
         seed = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
         chunks = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=seed, before_tile=host.poll)
         every = (frame for chunk in chunks for frame in chunk)

@@ -105,6 +105,7 @@ def write_video(
     metadata: Mapping[str, object],
     encoding: Encoding = Encoding(),
     on_frame: Callable[[int], None] | None = None,
+    poll: Callable[[], None] = lambda: None,
     pictures: Mapping[str, Image] | None = None,
 ) -> Written:
     """Encodes `frames` to the mp4 at `path`, replacing an mp4 of that name, and says what was written.
@@ -112,7 +113,8 @@ def write_video(
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
     Encoding goes on while `frames` makes the next ones, at most AHEAD behind them.
-    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel. Beside the video go
+    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel, as may `poll`, which runs
+    after each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go
     `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as
     `<stem>-<name>.png`.
 
@@ -143,7 +145,7 @@ def write_video(
             for image in images:
                 feed(image)
         with _host_errors(path.parent):
-            movie.finish()
+            movie.finish(poll)
             for name, picture in (pictures or {}).items():
                 outputs.add_picture(name, picture)
             outputs.publish()
@@ -213,11 +215,14 @@ class _Movie:
         if self._track is not None:
             self._container.mux(list(self._track.whole_blocks(self.frames / self._rate)))
 
-    def finish(self) -> None:
+    def finish(self, poll: Callable[[], None] = lambda: None) -> None:
         """Writes what the encoders still hold, then the index; the file is complete after this."""
         if self._track is not None:
             self._container.mux(list(self._track.rest(self.frames / self._rate)))
-        self._container.mux(self._video.encode(None))
+        for packet in self._video.codec_context.encode_lazy(None):
+            packet.stream = self._video  # as `encode` of a stream does, which would not stop on the way
+            self._container.mux(packet)
+            poll()
         self._container.close()
 
 

@@ -71,10 +71,15 @@ class Outputs:
         require_whole(self.temp(self.video))
         with ExitStack() as undo:
             for final in self._all:
+                undo.callback(self._take_back, final)
                 os.replace(self.temp(final), final)
-                undo.callback(_remove, final)
+            _sync_folder(self.video.parent)
             undo.pop_all()
-        _sync_folder(self.video.parent)
+
+    def _take_back(self, final: Path) -> None:
+        """Remove what stands under its final name already; as long as it has its hidden one, that is something else."""
+        if not os.path.lexists(self.temp(final)):
+            _remove(final)
 
     def discard(self) -> None:
         """After `publish` none of these names exists."""

@@ -132,6 +132,7 @@ class Plan:
     predicts_frames: bool = False  # `frames` is the default until the prompt is encoded; then the model says
     prefix: Prefix | None = None  # the video that the clip begins with
     refiner: RefinerPlan | None = None  # the self-refiner's settings; None: off
+    make_room: bool = False  # where memory runs out, a phase is tried again with less (`relief.py`)
 
     @property
     def evaluations(self) -> int:
@@ -193,6 +194,7 @@ class Plan:
             "evaluations": self.evaluations,
             "refiner": None if self.refiner is None else {**asdict(self.refiner), "cost_percent": self.refiner_cost},
             "decode": asdict(self.decode),
+            "make_room": self.make_room,
             "memory": recipe.memory_gb(self.caps),
             "notes": list(self.notes),
         }
@@ -240,6 +242,7 @@ def plan(
         predicts_frames=caps.supports_duration_head and request.frames is None,
         image_cond_noise_scale=_noise_on_images(request, caps),
         refiner=refinement.settings,
+        make_room=request.make_room,
     )
     found = [
         *notes,

@@ -228,6 +228,11 @@ class Request:
         unit="pixels",
     )
     tile_frames: int | None = option("int", "length of those tiles", between=(16, 1024), unit="frames")
+    make_room: bool = option(
+        "bool",
+        "where memory runs out, go on with smaller tiles, then with more offload; the result says so",
+        default=False,
+    )
     decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
     image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
     audio: bool = option("bool", "write sound where the model makes it", default=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.ltx.borrow import hooked
 from modules.ltx.ltx_util import seed_for
 from modules.ltx.scheduler import FlowMatchPlanScheduler, planned
 
@@ -201,11 +202,8 @@ def watched(transformer: torch.nn.Module, scheduler: Any) -> Iterator[None]:
             # The most there is is the step's own: no pipeline conditions every token.
             scheduler.levels = (timestep / timestep.max().clamp(min=1e-12)).clamp(max=1.0)
 
-    handle = transformer.register_forward_pre_hook(look, with_kwargs=True)
-    try:
+    with hooked(transformer, look, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def sampler(theirs: Any, kind: type[FlowMatchPlanScheduler], sigmas: Sequence[float]) -> Any:

@@ -18,6 +18,7 @@ from modules.ltx import borrow, duration, enhance, recipe
 from modules.ltx.denoise import Attached
 from modules.ltx.embeddings import Key
 from modules.ltx.errors import LTXError
+from modules.ltx.finite import finite
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.ltx_util import centre_box, seed_for
@@ -33,16 +34,16 @@ Stage = Callable[[State, Host], State]
 
 def ordered(plan: Plan) -> list[tuple[str, Stage]]:
     """The job as (phase, stage), in the order it runs. Decoding, which writes files, is `ltx_process`'s."""
-    phases: Mapping[str, tuple[str, Callable[..., State]]] = {
-        "stage1": ("sample", sample),
-        "upsample": ("upsample", upsample),
-        "stage2": ("refine", refine),
-    }
+    calls: Mapping[str, Callable[..., State]] = {"stage1": sample, "upsample": upsample, "stage2": refine}
     job: list[tuple[str, Stage]] = [("encode", encode)]
     for stage in plan.stages:
-        phase, call = phases[stage.name]
-        job.append((phase, partial(_stage, call=call, name=stage.name)))
+        job.append((phase_of(stage), partial(_stage, call=calls[stage.name], name=stage.name)))
     return job
+
+
+def phase_of(stage: StagePlan) -> str:
+    """What a stage is called while it runs."""
+    return {"stage1": "sample", "upsample": "upsample", "stage2": "refine"}[stage.name]
 
 
 def _stage(state: State, host: Host, *, call: Callable[..., State], name: str) -> State:
@@ -126,7 +127,7 @@ def upsample(state: State, host: Host, *, stage: StagePlan) -> State:
             latents = pipe(latents=latents, output_type="latent", return_dict=False, **extra)[0]
     latents = _resized(latents.float().cpu(), stage.width // caps.grid, stage.height // caps.grid)
     host.emit(Event("upsample", stage.upsample_passes, stage.upsample_passes, state.done, state.plan.evaluations))
-    return replace(state, video_latents=_finite(latents, stage.name))
+    return replace(state, video_latents=finite(latents, phase_of(stage), "video latents"))
 
 
 def _resized(latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
@@ -208,7 +209,7 @@ def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
 def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | None) -> Callable[..., dict[str, Any]]:
     """The pipeline's step callback: one event a pass of a step, and the place where a cancel is seen."""
     steps = len(stage.sigmas)
-    phase = "sample" if stage.name == "stage1" else "refine"
+    phase = phase_of(stage)
     grid, front = _latent_grid(state.plan.caps, stage), stage.pipeline == CONDITION_09
     host.emit(Event(phase, 0, steps, state.done, state.plan.evaluations))
 
@@ -245,22 +246,15 @@ def _cropped(state: State, stage: StagePlan) -> Given:
 
 def _sampled(state: State, stage: StagePlan, pipe: Any, output: Any) -> State:
     """The state with a sampling stage's latents, unpacked, in float32, on the CPU."""
-    caps, video = state.plan.caps, output[0]
+    caps, video, phase = state.plan.caps, output[0], phase_of(stage)
     if video.ndim == 3:  # LTXPipeline and LTXImageToVideoPipeline return tokens
         patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
         video = pipe._unpack_latents(video, *_latent_grid(caps, stage), *patches)
     audio = output[1].float().cpu() if caps.supports_audio else None
     return replace(
         state,
-        video_latents=_finite(video.float().cpu(), stage.name),
-        audio_latents=None if audio is None else _finite(audio, f"{stage.name} sound"),
+        video_latents=finite(video.float().cpu(), phase, "video latents"),
+        audio_latents=None if audio is None else finite(audio, phase, "sound latents"),
         delivered_audio=audio if stage.name == state.plan.audio_from else state.delivered_audio,
         done=state.done + stage.evaluations,
     )
-
-
-def _finite(latents: torch.Tensor, where: str) -> torch.Tensor:
-    """`latents`, unless they hold NaN or infinity, which would be encoded as a gray or black clip."""
-    if not bool(torch.isfinite(latents).all()):
-        raise LTXError(f"{where}: the latents are not finite; try --dtype float32, or a lower LoRA or guidance scale")
-    return latents

@@ -71,12 +71,16 @@ def submit(
 
 
 def finish(store: Store, draft: str, *, priority: int = 0, once: Once = Once()) -> Row:
-    """Add the job that goes on from a draft. Raises Conflict where that is no finished draft."""
+    """Add the job that goes on from a draft; or from one that failed for want of memory, with less of it. Raises
+    Conflict where it is neither."""
     row = store.get(draft)
-    if row.kind != "draft" or row.state != "done":
+    if not row.can_go_on and (row.kind != "draft" or row.state != "done"):
         what = row.kind if row.kind != "draft" else f"draft that is {row.state}"
-        raise Conflict(f"{draft}: it is a {what}; only a draft that is done can be finished.")
-    return store.add([New(row.request, "finish", priority, row.id, row.output)], key=once.key, digest=once.digest)[0]
+        raise Conflict(
+            f"{draft}: it is a {what}; only a draft that is done, or a job that ran out of memory, can be finished."
+        )
+    request = {**row.request, "make_room": True} if row.can_go_on else row.request
+    return store.add([New(request, "finish", priority, row.id, row.output)], key=once.key, digest=once.digest)[0]
 
 
 def _require_two_stages(plan: Plan) -> None:

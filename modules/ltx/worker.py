@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from modules.ltx.errors import Cancelled, HostError, LTXError, OutOfMemory
+from modules.ltx.errors import Cancelled, HostError, LTXError
 from modules.ltx.front import settle
 from modules.ltx.host import Host
 from modules.ltx.jobs import Row, Store
@@ -119,10 +119,14 @@ class Worker:
         if not self.working:
             if not self._lock.take():
                 return
-            self.store.recover(self._made)
             self._sweep()
             self.working = True
-        while not self.closing and (row := self.store.claim()) is not None:
+        while not self.closing:
+            if self.store.recover(self._made):  # of a dead process, or ours, where its end could not be written down
+                self._sweep()
+            row = self.store.claim()
+            if row is None:
+                return
             self._watch(row)
 
     def _watch(self, row: Row) -> None:
@@ -145,7 +149,11 @@ class Worker:
         """Remove what jobs kept that are over: all of them, since their process may have died before it did that."""
         folder = self.store.folder / "jobs"
         kept = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        needed = {row.id for row in self.store.rows(limit=-1) if not row.over or (row.kind, row.state) == _DRAFT}
+        needed = {
+            row.id
+            for row in self.store.rows(limit=-1)
+            if not row.over or (row.kind, row.state) == _DRAFT or row.can_go_on
+        }
         for name in kept - needed:
             self.store.clear(name)
 
@@ -288,7 +296,7 @@ def _result_of_file(path: Path, told: Mapping[str, Any], header: Mapping[str, An
 
 
 def _error(error: LTXError, live: Live | None) -> dict[str, Any]:
-    phase = error.phase if isinstance(error, OutOfMemory) else (live.last.get("phase") if live else None)
+    phase = getattr(error, "phase", None) or (live.last.get("phase") if live else None)
     sentence = " ".join(str(error).split())
     return {"type": type(error).__name__, "message": sentence, "exit_code": error.exit_code, "phase": phase}
 

@@ -87,6 +87,7 @@ class EmbeddedHost:
         self._shared: dict[tuple[str, ...], Any] = {}
         self._embeddings = Embeddings()
         self._callback: DenoiseCallback | None = None
+        self._relieved: str | None = None  # the offload of the running job, where that had to be more
         refiner.register(self)
 
     def register(self, callback: DenoiseCallback) -> None:
@@ -101,7 +102,12 @@ class EmbeddedHost:
         with self._job:
             self._cancelled.clear()
             self._paused.clear()
-            yield
+            try:
+                yield
+            finally:
+                if self._relieved is not None:  # the next job begins with the user's own again
+                    self._relieved = None
+                    self._drop()
 
     def lacks(self) -> Mapping[str, str]:
         return {**machine.lacks(), **quantizing.lacks(self.settings.quantize)}
@@ -140,7 +146,8 @@ class EmbeddedHost:
 
             self._drop()
             self.emit(Event("load", message=f"loading {caps.label}"))
-            wanted = loading.Wanted(chosen.device, chosen.dtype, chosen.offload, chosen.quantize, chosen.quantize_parts)
+            offload = self._relieved or chosen.offload
+            wanted = loading.Wanted(chosen.device, chosen.dtype, offload, chosen.quantize, chosen.quantize_parts)
             folder, parts = self._folders(caps)
             where = loading.settle([folder, *(found / name for name, found in parts.items())], wanted)
             borrowed = {name: self._part(caps, name, found, where, wanted) for name, found in parts.items()}
@@ -148,6 +155,19 @@ class EmbeddedHost:
             pipe = loading.load(caps, folder, where, wanted, borrowed)
             self._resident = _Resident(key, where, {caps.pipeline: pipe})
         return self._resident
+
+    def relieve(self, caps: Caps) -> str:
+        """More offload. The model is read again, because what is on the device cannot be trusted to come off it."""
+        where = None if self._resident is None else self._resident.machine
+        device = machine.choose_device(self.settings.device) if where is None else where.device
+        now = (self._relieved or self.settings.offload or "none") if where is None else where.offload
+        more = machine.more_offload(now, device)
+        if more is None:
+            return ""
+        self._drop()
+        self._shared.clear()
+        self._relieved = more
+        return f"offload {more} instead of {now}"
 
     def _drop(self) -> None:
         """Forget the resident model, but for the parts that others share; their offload hooks go with it."""

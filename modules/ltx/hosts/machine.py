@@ -79,6 +79,13 @@ def choose_offload(asked: str | None, device: str, total: int, largest: int, fre
     return "model" if largest < 0.8 * free else "sequential"
 
 
+def more_offload(offload: str, device: str) -> str | None:
+    """The next offload that holds less on the device; None where there is none. From `group` there is no way back."""
+    if device.startswith("cpu"):
+        return None
+    return {"none": "model", "model": "sequential"}.get(offload)
+
+
 def free_memory(device: str) -> int:
     """Free bytes of the device; of the machine where the device shares its memory."""
     import psutil

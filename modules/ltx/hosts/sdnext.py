@@ -297,6 +297,10 @@ class SDNextHost:
     def embeddings(self, encoder: Any) -> Embeddings:
         return self._kept.embeddings.of(encoder)
 
+    def relieve(self, caps: Caps) -> str:
+        """Nothing: how the UI offloads is the user's, for all models."""
+        return ""
+
     def peak(self) -> int | None:
         device = str(ui("devices").device)
         return machine.peak_memory(device, anew=device.startswith("cpu"))  # the UI counts an accelerator's itself

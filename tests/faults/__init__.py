@@ -1,0 +1,1 @@
+"""Faults at every seam of a run, and what must hold behind each of them."""
