@@ -66,9 +66,13 @@ class Database:
         if getattr(self._here, "base", None) is None:
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             base = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None)
-            base.execute("pragma journal_mode = wal")
-            base.execute("pragma synchronous = full")  # a job that was answered for outlives a power cut
-            self._here.base = _with_tables(base, self.file)
+            try:
+                base.execute("pragma journal_mode = wal")
+                base.execute("pragma synchronous = full")  # a job that was answered for outlives a power cut
+                self._here.base = _with_tables(base, self.file)
+            except BaseException:
+                base.close()  # with what it began, which would lock everybody else out
+                raise
         return self._here.base  # type: ignore[no-any-return]
 
 

@@ -24,7 +24,7 @@ import torch
 from modules.ltx.errors import LTXError, OutOfMemory
 from modules.ltx.front import settle
 from modules.ltx.hosts.embedded import EmbeddedHost, Settings
-from modules.ltx.kept import Kept
+from modules.ltx.kept import Kept, embeds_of
 from modules.ltx.ltx_process import run
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
@@ -107,6 +107,17 @@ class Place:
             if path is not None:
                 path.unlink()
         return made
+
+    def sampled(self) -> str:
+        """The job up to the latents, from nothing that is known already; each phase kept on the way, and that removed.
+        Whatever else is left where it was kept is seen among the files."""
+        keep = self.kept / "on-the-way.safetensors"
+        self.host._embeddings._kept.clear()  # or nothing is encoded
+        try:
+            return self.job(keep=keep, until="refine")
+        finally:
+            for path in (keep, embeds_of(keep)):
+                path.unlink(missing_ok=True)
 
 
 def modules_of(pipe: Any) -> Iterator[torch.nn.Module]:

@@ -169,11 +169,13 @@ def shared_part(caps: Caps, name: str, folder: Path, where: machine.Machine, wan
 
 @contextmanager
 def load_errors(source: str) -> Iterator[None]:
-    """Missing or damaged weight files, told in one sentence that names the folder."""
+    """Missing or damaged weight files, told in one sentence that names the folder. Torch's generator is left as it
+    was: layers are filled with random numbers before their weights are read."""
     from safetensors import SafetensorError
 
     try:
-        yield
+        with torch.random.fork_rng(devices=()):
+            yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise HostError(f"{source}: the model cannot be read ({reason}); download or copy it again.") from error
