@@ -47,6 +47,18 @@ ASKED: Mapping[str, object] = {
     "tile_frames": 16,
     "seed": 1,
 }
+# One evaluation that is one call of the transformer, without stage 2; of the same model, which is in memory.
+PLAIN: Mapping[str, object] = {
+    "prompt": "a ball",
+    "model": "nano-2.3-dev-t2v",
+    "width": 64,
+    "height": 64,
+    "frames": 49,
+    "steps": 1,
+    "seed": 1,
+    **dict.fromkeys(("guidance_scale", "modality_scale", "audio_guidance_scale", "audio_modality_scale"), 1.0),
+    **dict.fromkeys(("stg_scale", "audio_stg_scale"), 0.0),
+}
 RAISED = (RuntimeError, OSError, KeyboardInterrupt, SystemExit, LTXError)
 
 
