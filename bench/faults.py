@@ -1,6 +1,6 @@
 """Raises at every call that a run makes across a seam, every kind of error in turn, and looks at what is lost.
 
-    python -m bench.faults [--every N] [--only SEAM]
+    python -m bench.faults [--scene NAME] [--every N] [--only SEAM]
 
 The run: LTX-Nano 2.3 Dev in two stages with its LoRA, the self-refiner in both, sound and two tiles; up to the
 latents, from the latents that are kept to the file, while the model is read, and as a job of the queue. An undisturbed
@@ -156,6 +156,7 @@ def summed(found: Mapping[str, Iterable[Found]], seconds: float) -> dict[str, An
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="strike at every Nth call only")
+    parser.add_argument("--scene", help="of this name alone: up to the latents, to the file, loading, queue")
     parser.add_argument("--only", help="seams whose name has this in it")
     parser.add_argument("--cache", type=Path, help="where LTX-Nano is built")
     parser.add_argument("--undisturbed", type=Path, help=argparse.SUPPRESS)
@@ -170,7 +171,8 @@ def main() -> int:
         place = Place(Path(folder) / "place", given.cache)
         with temporary(place.temp):
             wrong_at_once = made(place) != wanted
-            found = {scene.name: [*struck(place, scene, given.every, given.only)] for scene in scenes(place, wanted)}
+            chosen = [scene for scene in scenes(place, wanted) if given.scene in (None, scene.name)]
+            found = {scene.name: [*struck(place, scene, given.every, given.only)] for scene in chosen}
     print("\n".join(table(found)))
     told = summed(found, time.monotonic() - began)
     print(json.dumps({**told, "same_as_another_process": not wrong_at_once}))

@@ -113,8 +113,8 @@ def write_video(
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
     Encoding goes on while `frames` makes the next ones, at most AHEAD behind them.
-    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel, as may `poll`, which runs
-    after each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go
+    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel, as may `poll`, which
+    runs after each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go
     `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as
     `<stem>-<name>.png`.
 

@@ -77,11 +77,14 @@ class Wire:
         if fault is not None and not fault.behind:
             self.struck = True
             raise fault.make()
-        result = call()
+        result = self._made(made, call)
         if fault is not None:
             self.struck = True
             raise fault.make()
         return result
+
+    def _made(self, made: Call, call: Callable[[], Any]) -> Any:
+        return call()
 
 
 @contextmanager

@@ -36,13 +36,10 @@ class Cancelling(Wire):
         super().__init__()
         self._host, self._cancel_at = host, at
 
-    def cross(self, seam: str, call: Callable[[], Any]) -> Any:
-        def cancelled() -> Any:
-            if self.calls[-1] == self._cancel_at:
-                self._host.cancel()
-            return call()
-
-        return super().cross(seam, cancelled)
+    def _made(self, made: Call, call: Callable[[], Any]) -> Any:
+        if made == self._cancel_at:
+            self._host.cancel()
+        return call()
 
 
 def begun_after(place: Place, job: Callable[[], object], at: Call) -> list[Call]:
