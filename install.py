@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OLDEST_PYTHON = (3, 10)
 FAILED, BAD_USAGE, CANCELLED = 1, 2, 3
 DEFAULT_PROMPT = "a small red ball moving right on black"
-TEST_STEPS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("pytest",))
+TEST_STEPS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("bench.audit",), ("pytest",))
 
 # What a host chose for its own good reasons (its GPU, its user interface): never installed, never changed.
 PROTECTED = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "av", "numpy", "pillow"}
@@ -46,7 +46,7 @@ Sets the LTX video project up and starts it.
 commands you run (everything is installed into .venv in this folder, nothing outside it):
   setup                     install what the project needs; quick when nothing changed
   demo [PROMPT] [--seed N]  set up, then make a short video with the tiny built-in model
-  test [PYTEST_ARGS...]     set up with the test tools, then run ruff, mypy and pytest
+  test [PYTEST_ARGS...]     set up with the test tools, then run ruff, mypy, an audit and pytest
   serve [ARGS...]           set up, then start the web page; ARGS go to the server
 
 without a command: the extension installer that a web UI runs with its own Python. It adds what is

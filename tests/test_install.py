@@ -232,7 +232,7 @@ def test_every_check_runs_and_the_verdict_is_last(root: Path, capsys: Any, monke
     monkeypatch.setattr(install, "ensure_browser", lambda _: None)
     recorder = Recorder(codes={"mypy": 1})
     assert install.main(["test", "-k", "one or two"], install.Project(root, recorder)) == install.FAILED
-    assert recorder.kinds()[2:] == ["ruff", "ruff", "mypy", "pytest"]
+    assert recorder.kinds()[2:] == ["ruff", "ruff", "mypy", "bench.audit", "pytest"]
     assert recorder.commands[-1][3:] == ["-k", "one or two"]
     assert capsys.readouterr().out.splitlines()[-1] == "== failed: mypy"
 

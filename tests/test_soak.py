@@ -16,14 +16,14 @@ CALM = Count(500 * MIB, Counter({"/a": 2}), Counter({"MainThread": 1}), Counter(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a process holds")
-def test_twelve_jobs_leave_nothing_open_running_or_lying_about(
+def test_eight_jobs_leave_nothing_open_running_or_lying_about(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LTX_CACHE", str(cache))
-    found = trial(tmp_path, 12, random.Random(5), warm=6, window=3, models="nano-2.3-distilled-t2v")
+    found = trial(tmp_path, 8, random.Random(5), warm=4, window=2, models="nano-2.3-distilled-t2v")
     assert found["wrong"] == []
-    assert found["jobs"] == sum(found["ended"].values()) == len(found["curve"]) == 12
-    assert len(found["ended"]) >= 3  # some failed, or were cancelled
+    assert found["jobs"] == sum(found["ended"].values()) == len(found["curve"]) == 8
+    assert len(found["ended"]) >= 2  # one failed
 
 
 @pytest.mark.parametrize(

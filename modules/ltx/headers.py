@@ -27,8 +27,9 @@ _BITS: Mapping[str, int] = {
     **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F4": 4},
     **{"I64": 64, "U64": 64, "F64": 64, "C64": 64, "F6_E2M3": 6, "F6_E3M2": 6},
 }
+_HEADER = "its header"
 _MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
-_MOST_CONFIG = 4_000_000  # bytes; the largest published one has 20 kB, an index 300 kB
+_MOST_CONFIG = 4_000_000  # bytes; published ones have a few kB
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip files, and bare ones
 # What a config counts in modules, each of which has tensors.
 _COUNTS = re.compile(r"(?:^|_)(?:layers|blocks|depth|layers_per_\w+)\Z")
@@ -56,7 +57,7 @@ def read(file: Path) -> dict[str, Tensor]:
             text = opened.read(length)
     except OSError as error:
         raise HostError(f"{file}: it cannot be read ({error.strerror}); {AGAIN}.") from error
-    entries = _object(file, text, "its header")
+    entries = _object(file, text, _HEADER)
     _check_metadata(file, entries.pop("__metadata__", {}))
     found = {name: _tensor(file, name, entry) for name, entry in entries.items()}
     _check_places(file, entries, size - 8 - length)
@@ -128,7 +129,7 @@ def check_config(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A component's config. Raises HostError for one that is damaged, brings code, or counts more layers than there
     are tensors."""
     file = part / "config.json"
-    config = json_of(file)
+    config = json_of(file, _MOST_CONFIG)
     if "auto_map" in config:
         raise HostError(f"{file}: it asks for code of the folder to be run, which is not done; take a model without.")
     for name, count in _counts(config):
@@ -149,28 +150,29 @@ def _counts(config: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, config
 
 
-def json_of(file: Path) -> dict[str, Any]:
-    """A JSON file's object. Raises HostError for anything else, and for one that is absurdly long."""
+def json_of(file: Path, most: int = _MOST_HEADER) -> dict[str, Any]:
+    """A JSON file's object. Raises HostError for anything else, and for one of over `most` bytes."""
     try:
-        if file.stat().st_size > _MOST_HEADER:
-            raise _damaged(file, f"it has over {_MOST_HEADER // 1_000_000} MB")
+        if file.stat().st_size > most:
+            raise _damaged(file, f"it has over {most // 1_000_000} MB")
         return _object(file, file.read_bytes(), "it")
     except OSError as error:
         raise HostError(f"{file}: it cannot be read ({error.strerror}); {AGAIN}.") from error
 
 
 def _object(file: Path, text: bytes, what: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("a name stands in it twice")
-        return found
-
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once if what == _HEADER else None)
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"{what} is no whole JSON") from error
     if not isinstance(found, dict):
         raise _damaged(file, f"{what} is no JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands in it twice")
     return found
 
 

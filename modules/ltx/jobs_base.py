@@ -77,8 +77,8 @@ class Database:
 
 
 class _Held:
-    """A thread's connection, closed when the thread ends. By itself it would stay open until a garbage collection, since
-    a connection refers to itself, and every job has a thread of its own."""
+    """A thread's connection, closed when the thread ends. By itself it would stay open until a garbage collection,
+    since a connection refers to itself, and every job has a thread of its own."""
 
     def __init__(self, base: sqlite3.Connection) -> None:
         self.base = base
@@ -132,8 +132,11 @@ class FolderLock:
             self._held = held
         return self._held is not None
 
-    def give_back(self) -> None:
+    def give_back(self, *, remove: bool = False) -> None:
+        """`remove`: its file as well."""
         if self._held is not None:
+            if remove and sys.platform != "win32":  # before it is closed: behind that, the file may be another's
+                self._file.unlink(missing_ok=True)
             self._held.close()
             self._held = None
 

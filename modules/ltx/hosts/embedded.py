@@ -8,7 +8,9 @@ imported (with `loading`) when a model is first wanted, so that planning stays i
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from modules.ltx.embeddings import Embeddings
 from modules.ltx.errors import Cancelled
 from modules.ltx.hosts import hub, machine, places, quantizing, ranks, refiner
 from modules.ltx.hosts.places import Places
+from modules.ltx.jobs_base import FolderLock
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
 from modules.ltx.state import Event, Media
@@ -89,6 +92,7 @@ class EmbeddedHost:
         self._embeddings = Embeddings()
         self._callback: DenoiseCallback | None = None
         self._relieved: str | None = None  # the offload of the running job, where that had to be more
+        self._claimed: FolderLock | None = None  # the name of the video that is being made
         refiner.register(self)
 
     def register(self, callback: DenoiseCallback) -> None:
@@ -109,6 +113,7 @@ class EmbeddedHost:
                 if self._relieved is not None:  # the next job begins with the user's own again
                     self._relieved = None
                     self._drop()
+                self._let_go()
 
     def lacks(self) -> Mapping[str, str]:
         moved = f"--offload {self.settings.offload} moves weights inside of what it compiles; leave one of the two out"
@@ -297,8 +302,26 @@ class EmbeddedHost:
         folder = self.settings.outputs
         check_writable(folder)
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(plan.caps)}-{plan.seed}"
-        names = (stem, *(f"{stem}-{n}" for n in range(2, 1000)))
-        return next(folder / f"{name}.mp4" for name in names if not (folder / f"{name}.mp4").exists())
+        paths = [folder / f"{name}.mp4" for name in (stem, *(f"{stem}-{n}" for n in range(2, 1000)))]
+        self._let_go()
+        return next(path for path in paths if self._claim(path))
+
+    def _claim(self, path: Path) -> bool:
+        """Whether the name is free, and no other process makes a video of it: two that begin within a second would have
+        one name, and the second video take the place of the first. Held until the job ends, or its process."""
+        named = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+        claim = FolderLock(Path(tempfile.gettempdir()) / f"ltx-video-{named}.lock")
+        if not claim.take():
+            return False
+        self._claimed = claim
+        if path.exists():
+            self._let_go()
+        return self._claimed is not None
+
+    def _let_go(self) -> None:
+        if self._claimed is not None:
+            self._claimed.give_back(remove=True)
+            self._claimed = None
 
     def machine(self) -> Mapping[str, object]:
         where = self._resident.machine if self._resident is not None else None
