@@ -41,6 +41,8 @@ def done(outputs: Path, jobs: int, workers: int, kills: int) -> tuple[Store, lis
         left -= left > 0 and _killed(store, (kills - left) * jobs // (kills + 1))
         time.sleep(0.02)
     wall = time.monotonic() - began
+    if cluster.broken is not None:
+        raise cluster.broken
     cluster.close()
     while not cluster.join(1.0):
         pass
