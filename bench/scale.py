@@ -24,7 +24,9 @@ BLOCKS, WIDTH, SOUND_WIDTH, TEXT, SOUND_RATE = 48, 4096, 2048, 1024, 25
 # The share that is reached of each is an assumption, of the order that is told of large transformers.
 SPEED, LINK, NETWORK = 989e12 * 0.45, 450e9 * 0.7, 50e9 * 0.7  # a second
 LAUNCH = BLOCKS * 70 * 4e-6  # seconds a forward takes where there is next to nothing to compute: 70 kernels a block
+DECODE = 1.27e6  # operations of LTX-2's video VAE a pixel and frame (torch's counter on its published config)
 TRANSFORMER, ENCODER = 44e9, 24e9  # bytes, capability_rows.py
+HELD = 21.2  # widths in bfloat16 that a token holds at the peak of a forward (torch's tracker, meta tensors, text only)
 DISK = 2e9  # bytes a second of a shared folder, read by one machine
 # All 49 hidden states of Gemma 3 12B (3840 wide) for 1024 tokens in bfloat16: what kept.py writes a text.
 EMBEDS = 49 * 3840 * 1024 * 2
@@ -70,19 +72,31 @@ def seconds(clip: Clip, gpus: int) -> float:
     return max(LAUNCH, (shared + part["whole"]) / SPEED) + exchange
 
 
+def decode(clip: Clip) -> float:
+    """Decoding the video: by one process, whatever their number. Convolutions reach about half of what matrices do."""
+    return DECODE * clip.width * clip.height * clip.frames / (SPEED / 2)
+
+
+def encode(texts: int) -> float:
+    """Reading prompts: two operations a weight of the encoder (two bytes each) and token."""
+    return texts * TEXT * ENCODER / SPEED
+
+
 def alone(clip: Clip, evaluations: int) -> list[dict[str, Any]]:
     """One video on several GPUs."""
     first = seconds(clip, 1) * evaluations
     rows = []
     for gpus in (1, 2, 4, 8, 16, 32):
         took = seconds(clip, gpus) * evaluations
-        rows.append({"gpus": gpus, "sampling": round(took, 1), "share of ideal": round(first / took / gpus, 2)})
+        rest = encode(2) + decode(clip)
+        row = {"gpus": gpus, "sampling, s": round(took, 1), "share of ideal": round(first / took / gpus, 2)}
+        rows.append({**row, "text and decoding, s": round(rest, 1), "share of all": round(rest / (rest + took), 2)})
     return rows
 
 
 def many(clip: Clip, evaluations: int, texts: int, write: float) -> list[dict[str, Any]]:
     """Many videos, a GPU each. `texts`: prompts that a job encodes; `write`: seconds of one of the queue's writes."""
-    job = seconds(clip, 1) * evaluations + 2.5 * texts * TEXT * ENCODER / SPEED / 2
+    job = seconds(clip, 1) * evaluations + encode(texts) + decode(clip)
     rows = []
     for gpus in (1, 8, 64, 256, 1000):
         rate = gpus / job
@@ -193,9 +207,9 @@ def main() -> int:
         each = forward(clip)
         row = {"clip": f"{clip.width}x{clip.height}x{clip.frames}", "tokens": clip.tokens}
         row |= {f"{name}, TFLOP": round(value / 1e12, 1) for name, value in each.items()}
-        row |= {"s": round(seconds(clip, 1), 2), "activations, GB": round(clip.tokens * WIDTH * 2 * 24 / 1e9, 1)}
+        row |= {"s": round(seconds(clip, 1), 2), "activations, GB": round(clip.tokens * WIDTH * 2 * HELD / 1e9, 1)}
         told["clips"].append(row)
-    show("One forward of LTX-2 (22B) on one GPU", told["clips"])
+    show("One forward of LTX-2 on one GPU", told["clips"])
     for name, clip in (("720p, 5 s", clips[0]), ("1080p, 5 s", clips[2])):
         told[name] = alone(clip, 120)
         show(f"One video, {name}: Dev, 30 steps of 4 predictions, seconds", told[name])

@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -109,7 +110,8 @@ class Cluster(Taker):
             mark.unlink(missing_ok=True)
 
     def _greet(self, worker: Any, mark: Path) -> None:
-        self._joining[worker.greet.remote(mark)] = worker
+        # Again for as long as Ray starts the worker anew; a job never: it is the queue that gives it again.
+        self._joining[worker.greet.options(max_task_retries=-1).remote(mark)] = worker
 
     def _give(self) -> None:
         """A job to each worker that has none, as long as jobs wait."""
@@ -143,11 +145,11 @@ class Cluster(Taker):
             ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=0)
         for one in ready:
             if one in self._joining:
-                self._joined(one)
+                self._joined(one, mark)
             else:
                 self._told(one, mark)
 
-    def _joined(self, greeting: Any) -> None:
+    def _joined(self, greeting: Any, mark: Path) -> None:
         """Raises HostError where a worker cannot be used: its machine is not set up as this one is."""
         worker = self._joining.pop(greeting)
         errors = self._ray.exceptions
@@ -155,6 +157,9 @@ class Cluster(Taker):
             self._idle.append((worker, self._ray.get(greeting)))
         except errors.RayTaskError as error:
             raise HostError(str(error.cause)) from error
+        except errors.ActorUnavailableError:  # between its end and its next beginning
+            time.sleep(_BEAT)
+            self._greet(worker, mark)
         except errors.RayActorError as error:
             print(f"queue: a worker could not be started ({_first_line(error)})", file=sys.stderr)
             if not (self._joining or self._idle or self._busy):

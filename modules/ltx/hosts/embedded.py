@@ -110,10 +110,10 @@ class EmbeddedHost:
             try:
                 yield
             finally:
+                self._let_go()
                 if self._relieved is not None:  # the next job begins with the user's own again
                     self._relieved = None
                     self._drop()
-                self._let_go()
 
     def lacks(self) -> Mapping[str, str]:
         moved = f"--offload {self.settings.offload} moves weights inside of what it compiles; leave one of the two out"

@@ -99,10 +99,15 @@ def _write_manifest(folder: Path) -> None:
 def _move_into_place(staging: Path, target: Path) -> None:
     """Rename the finished folder to `target`, unless another process was faster with the same bytes.
 
-    A broken folder in the way is renamed first: a rename never replaces a folder that has files in it.
+    A rename never replaces a folder that has files in it, so it is tried before anything is moved: a folder that
+    another process has just finished, and reads from now on, must not be away for a moment. A broken one is.
     """
-    if _complete(target):
+    try:
+        os.replace(staging / "new", target)
         return
+    except OSError:
+        if _complete(target):
+            return
     with contextlib.suppress(FileNotFoundError):
         os.replace(target, staging / "broken")
     try:
