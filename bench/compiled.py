@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def backends(side: int, cache: Path, times: int) -> dict[str, Any]:
     def call() -> list[Any]:
         return [tensor for answer in step(model, asked, "two") for tensor in answer]
 
-    return _told(*turns(call, {name: lambda name=name: by(name) for name in BACKENDS}, times))
+    return _told(*turns(call, {name: partial(by, name) for name in BACKENDS}, times))
 
 
 def decoding(side: int, cache: Path, times: int) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def decoding(side: int, cache: Path, times: int) -> dict[str, Any]:
         with torch.no_grad():
             return [vaes[chosen[0]].decode(latents.contiguous(memory_format=form[chosen[0]])).sample]
 
-    return _told(*turns(call, {name: lambda name=name: in_form(name) for name in vaes}, times))
+    return _told(*turns(call, {name: partial(in_form, name) for name in vaes}, times))
 
 
 def _told(seconds: Mapping[str, float], apart: Mapping[str, float]) -> dict[str, Any]:
