@@ -182,6 +182,8 @@ def test_kept_guidance_is_the_conditional_prediction_less_the_kept_difference() 
         ({"cache": "taylorseer", "sampler": "res_2s"}, "two evaluations a step"),
         ({"cache": "taylorseer", "guided_batch": "one"}, "pipeline's own forwards"),
         ({"cache": "guidance", "model": "nano-2.3-distilled-t2v"}, "runs without guidance"),
+        ({"cache": "taylorseer", "speed": "fast"}, "compiled again and again"),
+        ({"guided_batch": "all", "speed": "fast"}, "compiled again and again"),
         ({"cache": "sometimes"}, "it takes off, guidance or taylorseer"),
     ],
 )
