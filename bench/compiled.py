@@ -2,8 +2,8 @@
 channels-last for the VAE, which are alternatives that need no compiler.
 
 LTX-Nano's trained Dev, a guided step of 25 frames, and its VAE decoding as many. Time is the process's own on a core:
-the median of calls that take turns, as a ratio to the plain way in the same run; warm-up is the first call of a size
-less a later one. `--clips` also makes clips with `--speed fast` and without, and compares latents and what the judge
+the median of calls that take turns, as a ratio to the plain way in the same run; warm-up is the first call, with what
+the C++ compiler takes (TORCHINDUCTOR_COMPILE_THREADS=1 has it waited for). `--clips` also makes clips with `--speed fast` and without, and compares latents and what the judge
 sees. Prints a table and, as its last line, JSON.
 """
 
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,18 @@ def blocks(side: int, cache: Path, times: int) -> dict[str, Any]:
         return [tensor for answer in step(model, asked, "two") for tensor in answer]
 
     with compiled(model):
-        began, wall = time.process_time(), time.perf_counter()
+        began, wall = _spent(), time.perf_counter()
         call()
-        warm, waited = time.process_time() - began, time.perf_counter() - wall
+        warm, waited = _spent() - began, time.perf_counter() - wall
         call()  # what the second call of a shape still looks at
     seconds, apart = turns(call, {"safe": nullcontext, "fast": lambda: compiled(model)}, times)
     return {**_told(seconds, apart), "warm_up_s": round(warm, 1), "warm_up_wall_s": round(waited, 1)}
+
+
+def _spent() -> float:
+    """Seconds of cores that this process and the compilers that it has waited for took."""
+    taken = os.times()
+    return taken.user + taken.system + taken.children_user + taken.children_system
 
 
 def backends(side: int, cache: Path, times: int) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def backends(side: int, cache: Path, times: int) -> dict[str, Any]:
     def call() -> list[Any]:
         return [tensor for answer in step(model, asked, "two") for tensor in answer]
 
-    return _told(*turns(call, {name: lambda name=name: by(name) for name in BACKENDS}, times))
+    return _told(*turns(call, {name: partial(by, name) for name in BACKENDS}, times))
 
 
 def decoding(side: int, cache: Path, times: int) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def decoding(side: int, cache: Path, times: int) -> dict[str, Any]:
         with torch.no_grad():
             return [vaes[chosen[0]].decode(latents.contiguous(memory_format=form[chosen[0]])).sample]
 
-    return _told(*turns(call, {name: lambda name=name: in_form(name) for name in vaes}, times))
+    return _told(*turns(call, {name: partial(in_form, name) for name in vaes}, times))
 
 
 def _told(seconds: Mapping[str, float], apart: Mapping[str, float]) -> dict[str, Any]:

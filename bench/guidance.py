@@ -150,7 +150,7 @@ def held(family: str, *, own: bool, tokens: int, batch: int) -> float:
             width = config.num_attention_heads * config.attention_head_dim
             call = {"hidden_states": e(batch, tokens, 128), "timestep": e(batch, tokens) if own else e(batch)}
             call |= {"encoder_hidden_states": e(batch, text, width if family == "2.3" else config.caption_channels)}
-            shape = {"num_frames": 16, "height": 16, "width": tokens // 256, "return_dict": False}
+            shape: dict[str, Any] = {"num_frames": 16, "height": 16, "width": tokens // 256, "return_dict": False}
             if old:
                 shape |= {"encoder_attention_mask": e(batch, text)}
             else:
@@ -163,7 +163,7 @@ def held(family: str, *, own: bool, tokens: int, batch: int) -> float:
                 model(**call, **shape)
         (peak,) = tracker.get_tracker_snapshot("peak").values()
         counted = {str(kind).rsplit(".", maxsplit=1)[-1]: value for kind, value in peak.items()}
-        return round(float(counted["ACT"]) / 2 / (batch * tokens * width), 1)
+        return float(round(counted["ACT"] / 2 / (batch * tokens * width), 1))
     finally:
         torch.set_default_dtype(torch.float32)
 

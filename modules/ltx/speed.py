@@ -50,9 +50,8 @@ def settled(request: Request, caps: Caps, stages: tuple[StagePlan, ...]) -> tupl
     for what does not go together."""
     batch, cache = request.guided_batch or AUTO, request.cache or OFF
     compiled = request.speed == FAST
-    if compiled and (caps.compile_why_not or caps.quantization != "none"):
-        why = caps.compile_why_not or "its weights are unpacked by code that compiling would break out of"
-        raise RequestError(f"--speed {FAST}: {caps.label} cannot be compiled here: {why}.")
+    if compiled:
+        _refuse_compiling(request, caps)
     refuse(request, caps, stages[0])
     made = tuple(
         replace(stage, speed=Speed(_batch(batch, request, stage), cache if stage is stages[0] else OFF, compiled))
@@ -61,6 +60,19 @@ def settled(request: Request, caps: Caps, stages: tuple[StagePlan, ...]) -> tupl
         for stage in stages
     )
     return made, [*_notes(batch, made[0])]
+
+
+def _refuse_compiling(request: Request, caps: Caps) -> None:
+    """Raises RequestError where blocks cannot be compiled, or would be anew at every step."""
+    if caps.compile_why_not or caps.quantization != "none":
+        why = caps.compile_why_not or "its weights are unpacked by code that compiling would break out of"
+        raise RequestError(f"--speed {FAST}: {caps.label} cannot be compiled here: {why}.")
+    for flag, value, hooked in (("guided-batch", request.guided_batch, ALL), ("cache", request.cache, TAYLOR)):
+        if value == hooked:
+            raise RequestError(
+                f"--speed {FAST}: --{flag} {value} changes blocks from inside, which would be compiled again and again;"
+                " leave one of the two out."
+            )
 
 
 def refuse(request: Request, caps: Caps, first: StagePlan) -> None:
@@ -107,6 +119,8 @@ def _notes(batch: str, first: StagePlan) -> list[str]:
         )
     if batch != AUTO and first.streams == 1:
         notes.append(f"--guided-batch {batch} is not used: stage 1 runs without guidance")
+    if first.speed.compiled:
+        notes.append("speed fast: the transformer's blocks are compiled, which takes a minute or more the first time")
     return notes
 
 
