@@ -116,8 +116,6 @@ class Caps:
     transformer_gb: float = 38.0
     transformer_width: int = 4096  # channels of the video stream: heads x head size of its config
     text_encoder_gb: float = 24.0
-    # Numbers that one call of the transformer holds at its peak, for each token and stream (bench.denoise_memory).
-    numbers_a_token: int = 88_000
 
     slow_decoder: str = ""  # what the diffusion decoder lacks here to be fast; filled in by `effective`
     compile_why_not: str = ""  # why no blocks can be compiled as it is loaded here; filled in by `effective`
@@ -249,7 +247,6 @@ def parents() -> Mapping[str, Caps]:
         transformer_gb=3.8,
         transformer_width=2048,
         text_encoder_gb=9.5,
-        numbers_a_token=33_000,
     )
     # Timestep-conditioned VAE from 0.9.1 on; .05 and .025 from LTX-Video's configs.
     dev091 = replace(
@@ -274,7 +271,6 @@ def parents() -> Mapping[str, Caps]:
         num_blocks=48,
         transformer_gb=26.0,
         transformer_width=4096,
-        numbers_a_token=66_000,  # twice as wide
         supports_upsample=True,
         supports_two_stage_refine=True,
         upsampler="a-r-r-o-w/LTX-Video-0.9.7-Latent-Spatial-Upsampler-diffusers",

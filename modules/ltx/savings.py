@@ -1,7 +1,7 @@
 """What a phase of a plan holds at its peak, as an estimate, and which other settings would hold less, at what price.
 
 Weights are the row's; what decoding and denoising hold beside them is counted by `bench.decode_memory` and
-`bench.denoise_memory`, two bytes a number as on accelerators. What kernels take to work in is not in it. Pure, no
+`bench.guidance --memory`, two bytes a number as on accelerators. What kernels take to work in is not in it. Pure, no
 torch; knows no page and no host.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from modules.ltx import recipe, tiles
+from modules.ltx import recipe, speed, tiles
 from modules.ltx.ltx_util import get_frames, token_count
 from modules.ltx.plan import DecodePlan, Plan, StagePlan
 from modules.ltx.tiles import LADDER, Tiles
@@ -60,7 +60,7 @@ def held(plan: Plan, phase: str) -> int:
 
 def savings(plan: Plan, phase: str) -> list[Saving]:
     """What would hold less in that phase, the most worth first. Never empty-handed while the clip can shrink."""
-    found = [*(_smaller_tiles(plan) if phase == "decode" else ()), _smaller_clip(plan, phase)]
+    found = [*(_smaller_tiles(plan) if phase == "decode" else _smaller_batch(plan, phase)), _smaller_clip(plan, phase)]
     return sorted(found, key=lambda one: -one.worth)
 
 
@@ -82,8 +82,7 @@ def _tiles(decode: DecodePlan) -> Tiles:
 
 
 def _denoising(plan: Plan, stage: StagePlan) -> int:
-    """Prompt and negative prompt go through in one call; the passes of other guidance are calls of their own."""
-    return BYTES * plan.caps.numbers_a_token * stage.tokens * (2 if stage.uses_cfg else 1)
+    return BYTES * speed.held(plan.caps, stage, speed.at_once(stage))
 
 
 def _smaller_tiles(plan: Plan) -> list[Saving]:
@@ -100,6 +99,19 @@ def _smaller_tiles(plan: Plan) -> list[Saving]:
         for one in LADDER
         if tiles.peak(one, clip) < there
     ]
+
+
+def _smaller_batch(plan: Plan, phase: str) -> list[Saving]:
+    """Guidance's predictions one at a time: of what fills a device no slower (`bench.guidance`)."""
+    batch = {"guided_batch": speed.ONE}
+    asked = replace(plan, stages=tuple(alone(stage) for stage in plan.stages))
+    there, holds = held(plan, phase), held(asked, phase)
+    return [Saving("Predict one at a time", batch, holds, there - holds)] if holds < there else []
+
+
+def alone(stage: StagePlan) -> StagePlan:
+    """The stage with one prediction a forward."""
+    return replace(stage, speed=replace(stage.speed, batch=speed.ONE)) if stage.streams > 1 else stage
 
 
 def decoded(one: Tiles, clip: Sequence[int]) -> float:
