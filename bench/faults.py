@@ -69,7 +69,7 @@ def scenes(place: Place, wanted: Mapping[str, str]) -> Iterator[Scene]:
 
     def loaded() -> str:
         place.host._drop()
-        return place.job(keep=kept, until="refine")
+        return place.sampled()
 
     def warm(job: Callable[[], str], digest: str) -> Struck:
         return lambda call, fault: strike(place, job, call, fault, digest)
