@@ -74,7 +74,13 @@ def scenes(place: Place, wanted: Mapping[str, str]) -> Iterator[Scene]:
     def warm(job: Callable[[], str], digest: str) -> Struck:
         return lambda call, fault: strike(place, job, call, fault, digest)
 
+    def not_upsampled() -> str:
+        place.host._upsamplers.clear()
+        return place.sampled()
+
     def cold(call: Call, fault: Fault) -> Found:
+        if call.seam not in LOAD[:2]:  # it is read into a model that is there, and stays
+            return strike(place, not_upsampled, call, fault, wanted["latents"])
         place.host._drop()
         return strike(place, loaded, call, fault, wanted["latents"])
 

@@ -83,7 +83,7 @@ def test_up_to_the_latents_nothing_is_begun_after_a_cancel(place: Place, undistu
     assert place.sampled() == undisturbed.latents
 
 
-def test_while_it_is_decoded_and_written_two_frames_are_encoded_after_a_cancel_at_most(
+def test_while_it_is_decoded_and_written_only_the_encoder_ends_what_it_has(
     place: Place, undisturbed: Undisturbed
 ) -> None:
     def job() -> str:
@@ -93,9 +93,8 @@ def test_while_it_is_decoded_and_written_two_frames_are_encoded_after_a_cancel_a
     assert {call.seam for call in calls} >= {"decode a tile", "decode sound", "vocoder", "encode a frame"}
     for at in calls:
         after = begun_after(place, job, at)
-        # One frame that the encoder has begun, and one while who feeds it hears of the cancel.
+        # The encoder's thread goes on until who feeds it has heard of the cancel, which drops what still waits.
         assert {call.seam for call in after} <= OF_A_FRAME, (at, after)
-        assert sum(call.seam == "encode a frame" for call in after) <= 2, (at, after)
     assert job() == undisturbed.video
 
 
