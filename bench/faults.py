@@ -125,6 +125,7 @@ def struck(place: Place, scene: Scene, every: int, only: str | None) -> Iterator
             found[-1] = found[-1].with_wrong("the next job made something else")
         if any(one.wrong for one in found):
             place.host._drop()  # so that what was lost is told once
+            scene.job()
         yield from found
         print(f"{scene.name}: {number + 1} of {len(calls)}", file=sys.stderr)
 
