@@ -69,12 +69,18 @@ def scenes(place: Place, wanted: Mapping[str, str]) -> Iterator[Scene]:
 
     def loaded() -> str:
         place.host._drop()
-        return place.job(keep=kept, until="refine")
+        return place.sampled()
 
     def warm(job: Callable[[], str], digest: str) -> Struck:
         return lambda call, fault: strike(place, job, call, fault, digest)
 
+    def not_upsampled() -> str:
+        place.host._upsamplers.clear()
+        return place.sampled()
+
     def cold(call: Call, fault: Fault) -> Found:
+        if call.seam not in LOAD[:2]:  # it is read into a model that is there, and stays
+            return strike(place, not_upsampled, call, fault, wanted["latents"])
         place.host._drop()
         return strike(place, loaded, call, fault, wanted["latents"])
 
@@ -119,6 +125,7 @@ def struck(place: Place, scene: Scene, every: int, only: str | None) -> Iterator
             found[-1] = found[-1].with_wrong("the next job made something else")
         if any(one.wrong for one in found):
             place.host._drop()  # so that what was lost is told once
+            scene.job()
         yield from found
         print(f"{scene.name}: {number + 1} of {len(calls)}", file=sys.stderr)
 

@@ -67,7 +67,8 @@ def run(
         for phase, stage in _left(job, last, until):
             state = _timed(phase, stage, state, host)
             if keep is not None and state.media is None:
-                keep.save(phase, state)
+                with _phase(phase, state.plan, host):
+                    keep.save(phase, state)
         if state.media is not None:
             host.delivered(state.media)
         return state
