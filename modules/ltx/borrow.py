@@ -62,8 +62,9 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
 
 def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
     """Load one LoRA. Raises RequestError for a file that is no LoRA of this model, HostError for a damaged one."""
-    file = Path(source) / keywords["weight_name"]
-    lora.check_layers(file, pipe.transformer)
+    file = Path(source) / keywords.get("weight_name", "")
+    if file.is_file():
+        lora.check_layers(file, pipe.transformer)
     try:
         pipe.load_lora_weights(source, adapter_name=name, **keywords)
     except (OSError, ValueError, LookupError) as error:

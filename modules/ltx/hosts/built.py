@@ -27,6 +27,7 @@ from modules.ltx.hosts import quantizing
 _REFUSED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 _REFUSED_TOO = (StrictDataclassError,)  # of huggingface_hub, for configs of transformers
 _BUFFERS = 256 << 20  # bytes of tables that no file holds, such as those of positions; a library allocates them
+_UNASKED = re.compile(r"vision|audio|multi_modal|lm_head")  # of a text encoder; some come without, and are read so
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _MODULES = 40  # modules a tensor at most: those of LTX-2 have 3, of the connectors 6
 
@@ -111,6 +112,8 @@ def _misfit(model: Any, tensors: Mapping[str, Tensor], *, renamed: bool) -> str:
         if name in tensors and tensors[name].shape != tuple(value.shape):
             return f"{name} would be {list(value.shape)}, and is {list(tensors[name].shape)} in the weights"
     missing = {name: tuple(one.shape) for name, one in model.named_parameters() if name not in tensors}
+    if renamed:
+        missing = {name: shape for name, shape in missing.items() if not _UNASKED.search(name)}
     known = model.state_dict().keys() if renamed else tensors.keys()
     left = Counter(tensor.shape for name, tensor in tensors.items() if name not in known)
     for name, shape in missing.items():
