@@ -109,3 +109,9 @@ def test_what_belongs_to_ray_is_refused_without_it(tmp_path: Path, capsys: pytes
     for words in (["--workers", "2"], ["--address", "auto"], ["--engine", "slurm"]):
         assert main(["queue", "run", "--outputs", str(tmp_path), *words]) == 2
         assert words[0] in capsys.readouterr().err
+
+
+def test_one_release_of_ray_is_asked_for_everywhere() -> None:
+    """A cluster takes no other: the option's group and what the tests install must be the same."""
+    asked = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if '"ray==' in line)
+    assert asked.split('"')[1] in (ROOT / "constraints.txt").read_text().splitlines()

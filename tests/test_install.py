@@ -96,7 +96,7 @@ def test_dependencies_of_this_project() -> None:
     runtime = [Requirement(line).name for line in install.dependencies(REPO)]
     with_test = [Requirement(line).name for line in install.dependencies(REPO, "test")]
     assert {"torch", "diffusers", "transformers", "av", "rich", "gradio", "starlette", "uvicorn"} <= set(runtime)
-    driving = ["httpx2", "schemathesis", "playwright"]  # the first two where markers say so
+    driving = ["httpx2", "schemathesis", "ray", "playwright"]  # the first two where markers say so
     assert with_test == [*runtime, "pytest", "pytest-xdist", "hypothesis", *driving, "ruff", "mypy"]
 
 
