@@ -3,8 +3,8 @@ channels-last for the VAE, which are alternatives that need no compiler.
 
 LTX-Nano's trained Dev, a guided step of 25 frames, and its VAE decoding as many. Time is the process's own on a core:
 the median of calls that take turns, as a ratio to the plain way in the same run; warm-up is the first call, with what
-the C++ compiler takes (TORCHINDUCTOR_COMPILE_THREADS=1 has it waited for). `--clips` also makes clips with `--speed fast` and without, and compares latents and what the judge
-sees. Prints a table and, as its last line, JSON.
+the C++ compiler takes (TORCHINDUCTOR_COMPILE_THREADS=1 has it waited for). `--clips` also makes clips with `--speed
+fast` and without, and compares latents and what the judge sees. Prints a table and, as its last line, JSON.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_where_two_fit_by_the_numbers() -> None:
     assert speed.fitting(asked.caps, asked.stages[0], 0) == "all"
 
 
-@pytest.mark.parametrize(("kind", "steps", "made_anew"), [("guidance", 3, 9), ("taylorseer", 8, 24)])
+@pytest.mark.parametrize(("kind", "steps", "made_anew"), [("guidance", 8, 20), ("taylorseer", 8, 24)])
 def test_a_cache_makes_as_few_predictions_as_the_plan_says(
     host: EmbeddedHost, planned: Planned, kind: str, steps: int, made_anew: int
 ) -> None:
