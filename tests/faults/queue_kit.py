@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modules.ltx.job import STATE
 from modules.ltx.jobs import New, Row, Store
 from modules.ltx.kept import embeds_of
 from modules.ltx.uploads import Uploads
-from modules.ltx.worker import STATE, Worker
+from modules.ltx.worker import Worker
 from tests.faults.kit import RAISED, Found, Place, digest
 from tests.faults.seams import Call, Fault, Wire, wired
 
