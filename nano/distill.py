@@ -147,7 +147,7 @@ class Distilled(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 1510,
+        steps: int = 2750,
         *,
         compiled: bool = False,
     ) -> None:

@@ -24,13 +24,20 @@ def out_of(phase: str) -> OutOfMemory:
     return OutOfMemory("out of memory", phase=phase)
 
 
+def test_out_of_memory_while_sampling_predicts_one_at_a_time_first() -> None:
+    given = advice.for_job(out_of("sample"), planned("2.3-dev-t2v"), ROWS)
+    assert given is not None
+    assert (given.label, given.values) == ("Predict one at a time", {"guided_batch": "one"})
+
+
 def test_out_of_memory_while_sampling_halves_the_pixels_then_the_frames() -> None:
-    made = planned("2.3-dev-t2v", width=1536, height=1024, frames=121, refine=True)
+    alone = {"refine": True, "guided_batch": "one"}
+    made = planned("2.3-dev-t2v", width=1536, height=1024, frames=121, **alone)
     sizes = []
     for _ in range(20):
         given = advice.for_job(out_of("sample"), made, ROWS)
         assert given is not None
-        asked = {"width": made.width, "height": made.height, "frames": made.frames, "refine": True}
+        asked = {"width": made.width, "height": made.height, "frames": made.frames, **alone}
         smaller = planned("2.3-dev-t2v", **asked | dict(given.values))
         assert smaller.width * smaller.height * smaller.frames < made.width * made.height * made.frames
         assert all(f"{value}" in given.label for value in given.values.values())

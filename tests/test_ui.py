@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def test_what_is_declared_exists() -> None:
     assert len(set(names)) == len(names)
     assert {name for name in names if name not in BY_NAME} == set(ltx_ui.MEDIA)
     labels = [control.label for control in ltx_ui.CONTROLS]
+    sections = [control.section for control in ltx_ui.CONTROLS]
+    assert [name for name, _ in itertools.groupby(sections)] == list(ltx_ui.SECTIONS), "a page is laid out by sections"
     assert len(set(labels)) == len(labels)
     assert all(label.startswith("LTX ") for label in labels)  # a web UI keeps values by label
     for control in ltx_ui.CONTROLS:

@@ -148,7 +148,7 @@ def _noises_stage_2(caps: Caps) -> bool:
     return _two(caps) and caps.stage2_schedule == "denoise-strength"
 
 
-CONTROLS: tuple[Control, ...] = (
+_DECLARED: tuple[Control, ...] = (
     _tick("Prompt", "enhance_prompt", "prompt enhancer", _is(False), _has("supports_prompt_enhancer")),
     _slider("Size", "width", "width", (64, 4096, 32), _of("default_width")),
     _slider("Size", "height", "height", (64, 4096, 32), _of("default_height")),
@@ -229,4 +229,6 @@ OUTPUTS: tuple[Control, ...] = (
     Control("png_frames", "LTX frames as PNG", "checkbox", "Output", default=_is(False)),
     Control("thumbnail", "LTX thumbnail", "checkbox", "Output", default=_is(True)),
 )
-SECTIONS = tuple(dict.fromkeys(control.section for control in CONTROLS))
+SECTIONS = tuple(dict.fromkeys(control.section for control in _DECLARED))
+# A page lays them out by sections, and hands values over in that order.
+CONTROLS = tuple(sorted(_DECLARED, key=lambda control: SECTIONS.index(control.section)))
