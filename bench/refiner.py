@@ -186,11 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=512, help="width and height in pixels (512)")
     parser.add_argument("--frames", type=int, default=49, help="frames (49)")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions, of which the median counts (7)")
-    parser.add_argument("--quick", action="store_true", help="256x256, 25 frames, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="128x128, 25 frames, 3 rounds")
     parser.add_argument("--memory", choices=("plain", "refined", "straight"), help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     if asked.quick:
-        asked.side, asked.frames, asked.rounds = 256, 25, 3
+        asked.side, asked.frames, asked.rounds = 128, 25, 3
     if asked.memory:
         return end("refiner_memory", memory(asked.memory, asked.side, asked.frames))
     import torch

@@ -22,7 +22,9 @@ from bench.kit import ROOT, Gate, end
 
 ENTRY = """
 import time
+import gc
 import torch, diffusers, gradio, PIL.Image, numpy, av, rich.console, huggingface_hub
+gc.disable()  # whether a collection of all of torch falls into this part of a start or into another is chance
 began = time.process_time()
 start()
 import modules.ltx.ltx_ui

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from modules.ltx.errors import Cancelled, HostError, RequestError
+from modules.ltx.ltx_util import file_digest
 from modules.ltx.media import (
     AHEAD,
     Encoding,
@@ -24,7 +25,6 @@ from modules.ltx.media import (
     write_video,
 )
 from modules.ltx.media_files import require_whole, sweep_partials
-from modules.ltx.media_in import file_digest
 from tests.media_kit import (
     ALL_PARTS,
     FAST,

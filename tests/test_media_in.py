@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modules.ltx.media_in import file_digest, load_image
+from modules.ltx.ltx_util import file_digest
+from modules.ltx.media_in import load_image
 from tests.media_kit import (
     moving,
     refusal,

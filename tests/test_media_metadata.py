@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.ltx.errors import RequestError
+from modules.ltx.ltx_util import file_digest
 from modules.ltx.media import (
     read_metadata,
     write_video,
 )
-from modules.ltx.media_in import file_digest, load_image
+from modules.ltx.media_in import load_image
 from tests.media_kit import (
     FAST,
     moving,

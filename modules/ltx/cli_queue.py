@@ -22,13 +22,10 @@ from modules.ltx.cli import (
     print_json,
     request_of,
 )
-from modules.ltx.cli_show import PHASES
 from modules.ltx.errors import Cancelled, LTXError, RequestError
 from modules.ltx.jobs import FOLDER, Row, Store
 from modules.ltx.request import Option
-from modules.ltx.serve_jobs import preview_of
 from modules.ltx.submit import COUNT, LEVEL, finish, several, submit
-from modules.ltx.uploads import Uploads
 
 if TYPE_CHECKING:
     from modules.ltx.worker import Taker
@@ -102,6 +99,8 @@ class Here:
     """The queue of the folder that a command line names; `make_host` builds the host of its machine options."""
 
     def __init__(self, args: argparse.Namespace, make_host: MakeHost, prepare: Callable[[], None]) -> None:
+        from modules.ltx.uploads import Uploads  # PyAV and numpy, which `--help` must not wait for
+
         self.args, self._make_host, self._prepare = args, make_host, prepare
         self.outputs = Path(args.outputs)
         self.store = Store(self.outputs)
@@ -124,6 +123,8 @@ class Here:
 
     def draft(self) -> None:
         """Make the drafts here, or wait for who works on the folder."""
+        from modules.ltx.serve_jobs import preview_of
+
         rows = self._added("draft")
         with self._working():
             done = [self._watched(row.id) for row in rows]
@@ -219,6 +220,8 @@ class Here:
 
     def _watched(self, job: str, going: Callable[[], bool] = lambda: True) -> Row:
         """A job when it is over, or nobody is `going` on with it; its progress on a terminal's stderr meanwhile."""
+        from modules.ltx.cli_show import PHASES
+
         self.store.get(job)
         seen, shown = 0, sys.stderr.isatty()
         while True:

@@ -12,8 +12,7 @@ from modules.ltx import lora
 from modules.ltx.errors import LTXError, RequestError
 from modules.ltx.host import Host
 from modules.ltx.ltx_capabilities import Caps, all_caps, as_variant, caps_for, effective
-from modules.ltx.media_clip import load_clip
-from modules.ltx.media_in import file_digest, load_image, read_metadata
+from modules.ltx.ltx_util import file_digest
 from modules.ltx.plan import Plan, plan
 from modules.ltx.request import Request
 
@@ -22,14 +21,23 @@ def settle(request: Request, host: Host) -> Plan:
     """The plan of a request on this host. Reads configs and images, never weights; looks for LoRA files."""
     caps, notes = resolve(request, host)
     settled = plan(request, caps, notes, host.denoise_callback())
-    for image in settled.images:
-        load_image(Path(image.path))  # unreadable is said now, not after the model was loaded
-    if settled.prefix is not None:
-        load_clip(settled.prefix)
+    if settled.images or settled.prefix is not None:
+        _look_at(settled)
     for asked in {one.repo: one for stage in settled.stages for one in stage.loras}.values():
         folder, file = host.weights(asked)
         lora.check(Path(folder) / file["weight_name"], caps.num_blocks)
     return settled
+
+
+def _look_at(settled: Plan) -> None:
+    """What is unreadable is said now, not after the model was loaded."""
+    from modules.ltx.media_clip import load_clip  # PyAV: nothing that a plan without media should wait for
+    from modules.ltx.media_in import load_image
+
+    for image in settled.images:
+        load_image(Path(image.path))
+    if settled.prefix is not None:
+        load_clip(settled.prefix)
 
 
 def sketch(request: Request, host: Host) -> Plan:
@@ -106,6 +114,8 @@ def restored(path: Path, rows: Iterable[Caps]) -> tuple[Request, Caps, str]:
 
 def _stored(path: Path) -> tuple[dict[str, object], list[str]]:
     """The request in an mp4 of ours, and which of its files are not what they were."""
+    from modules.ltx.media_in import read_metadata
+
     found = read_metadata(path)
     request, media = found.get("request"), found.get("media")
     if not isinstance(request, Mapping) or not isinstance(media, Mapping):

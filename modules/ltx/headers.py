@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modules.ltx.errors import HostError, LTXError
-from modules.ltx.media_in import file_digest
+from modules.ltx.ltx_util import file_digest
 
 SUMS = "SHA256SUMS"  # as `sha256sum` writes it, paths from the folder it stands in
 AGAIN = "download or copy it again"

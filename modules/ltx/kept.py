@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from modules.ltx import duration
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.host import Host
-from modules.ltx.media_in import file_digest
+from modules.ltx.ltx_util import file_digest
 from modules.ltx.plan import Plan
 from modules.ltx.state import Embeds, Refinement, State, Timing
 

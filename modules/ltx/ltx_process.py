@@ -21,11 +21,11 @@ from modules.ltx import borrow, decode, relief, savings, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
 from modules.ltx.host import Host, Keep
 from modules.ltx.kept import latents_digest
-from modules.ltx.ltx_util import random_seed, seed_for
+from modules.ltx.ltx_util import file_digest, random_seed, seed_for
 from modules.ltx.media import Encoding, require_codec, write_video
 from modules.ltx.media_clip import load_clip
 from modules.ltx.media_files import Outputs, sweep_partials
-from modules.ltx.media_in import file_digest, load_image
+from modules.ltx.media_in import load_image
 from modules.ltx.plan import Plan
 from modules.ltx.state import Event, Media, State, Timing
 from modules.ltx.version import VERSION

@@ -10,7 +10,10 @@ import hashlib
 import math
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from modules.ltx.errors import RequestError
 
 # Lightricks/LTX-2 ltx_pipelines/utils/constants.py: DISTILLED_SIGMA_VALUES, without the final 0.
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
@@ -152,3 +155,15 @@ def latent_index(frame: int, frames: int, ratio: int = 8) -> int:
     """The latent frame that holds pixel `frame` of a clip of `frames` (-1 = the last)."""
     position = frame % frames
     return (position - 1) // ratio + 1 if position else 0
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes as 64 hex digits. Raises RequestError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}); give a readable file.") from error
+    return digest.hexdigest()

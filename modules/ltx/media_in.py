@@ -8,7 +8,6 @@ is opened here, so a hostile file reaches none), or how images are resized for a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -109,18 +108,6 @@ def metadata_text(metadata: Mapping[str, object]) -> str:
     if len(text.encode()) > MAX_METADATA_BYTES:
         raise RequestError(f"The metadata is over {MAX_METADATA_BYTES >> 20} MiB; shorten its texts.")
     return text
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes as 64 hex digits. Raises RequestError where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); give a readable file.") from error
-    return digest.hexdigest()
 
 
 def frame_rate(fps: float) -> Fraction:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules.ltx.errors import RequestError
 from modules.ltx.front import settle, sketch
 from modules.ltx.host import Host
 from modules.ltx.jobs import PRIORITY, Conflict, New, Row, Store
 from modules.ltx.ltx_util import random_seed
-from modules.ltx.media import Encoding
 from modules.ltx.plan import Plan
 from modules.ltx.request import Option, Request
-from modules.ltx.uploads import Uploads
+
+if TYPE_CHECKING:
+    from modules.ltx.media import Encoding
+    from modules.ltx.uploads import Uploads
 
 MOST = 100  # jobs of a batch
 COUNT = Option("count", "int", "how many seeds, drawn one by one", "--count", 1, MOST)
@@ -60,6 +62,8 @@ def submit(
 ) -> list[Row]:
     """Add a job for every request, as one batch, or none; `encoding` is how their files are written. Raises
     RequestError for what cannot be done."""
+    from modules.ltx.media import Encoding  # PyAV
+
     for number, request in enumerate(requests):
         plan = settle(request, host) if number == 0 else sketch(request, host)  # their files are the same
         if kind == "draft":
