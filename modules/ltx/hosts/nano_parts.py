@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,14 @@ def trained(name: str) -> dict[str, Any]:
 
 def digest(name: str) -> str:
     """Changes with the trained weights, so that a folder built from others is not taken for this one."""
-    return hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
+    file = WEIGHTS / f"{name}.safetensors"
+    there = file.stat()
+    return _digest(file, there.st_mtime_ns, there.st_size)
+
+
+@cache  # asked for each LoRA and upsampler of a job; a file that was changed is read again
+def _digest(file: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @contextmanager
