@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.host_contract.boot import boot, host_root
 
@@ -98,3 +99,26 @@ def repos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         (place / "refs" / "main").write_text(revision)
 
     return add
+
+
+@pytest.fixture(scope="module")
+def client(app: Any) -> Iterator[Any]:
+    """A client of the module's own `app`, asking as this machine's browser would."""
+    from starlette.testclient import TestClient  # not in every web UI's Python
+
+    from tests.api_kit import HERE
+
+    with TestClient(app.asgi, base_url=HERE, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def held(client: Any) -> Iterator[Any]:
+    """The same with the queue paused and empty, before and after."""
+    from tests.api_kit import API
+
+    client.post(f"{API}/queue/pause", json={})
+    yield client
+    for job in client.get(f"{API}/jobs", params={"state": "queued"}).json()["jobs"]:
+        client.delete(f"{API}/jobs/{job['id']}")
+    client.post(f"{API}/queue/resume", json={})

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from modules.ltx.jobs import FOLDER
 from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.serve import App
-from tests.api_kit import API, HERE, LONG, app_of, ended, files, made, refused, told, wait_for
+from tests.api_kit import API, LONG, app_of, ended, files, made, refused, told, wait_for
 from tests.conftest import SMALL
 
 
@@ -29,22 +29,6 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app(cache: Path, tmp_path_factory: pytest.TempPathFactory, loras: Path) -> Iterator[App]:
     yield from app_of(cache, tmp_path_factory.mktemp("served"), loras=loras)
-
-
-@pytest.fixture(scope="module")
-def client(app: App) -> Iterator[TestClient]:
-    with TestClient(app.asgi, base_url=HERE, raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def held(client: TestClient) -> Iterator[TestClient]:
-    """With the queue paused and empty, before and after."""
-    client.post(f"{API}/queue/pause", json={})
-    yield client
-    for job in client.get(f"{API}/jobs", params={"state": "queued"}).json()["jobs"]:
-        client.delete(f"{API}/jobs/{job['id']}")
-    client.post(f"{API}/queue/resume", json={})
 
 
 def test_variants_say_what_they_take_and_what_they_need(client: TestClient) -> None:

@@ -29,22 +29,6 @@ def app(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     yield from app_of(cache, tmp_path_factory.mktemp("served"))
 
 
-@pytest.fixture(scope="module")
-def client(app: App) -> Iterator[TestClient]:
-    with TestClient(app.asgi, base_url=HERE, raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture
-def held(client: TestClient) -> Iterator[TestClient]:
-    """With the queue paused and empty, before and after."""
-    client.post(f"{API}/queue/pause", json={})
-    yield client
-    for job in client.get(f"{API}/jobs", params={"state": "queued"}).json()["jobs"]:
-        client.delete(f"{API}/jobs/{job['id']}")
-    client.post(f"{API}/queue/resume", json={})
-
-
 def test_a_body_that_never_ends_is_cut_off(client: TestClient, app: App) -> None:
     before = files(app)
     chunks = (b" " * (1 << 20) for _ in range(20))

@@ -37,12 +37,6 @@ def app(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[web.A
 
 
 @pytest.fixture(scope="module")
-def client(app: web.App) -> Iterator[TestClient]:
-    with TestClient(app.asgi, base_url=HERE, raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def locked(app: web.App) -> Iterator[TestClient]:
     """The same behind a token, on an address that others reach."""
     other = web.App(app.jobs, app.outputs, app.learned, Trust(("video.example",), ("proxy.example",), TOKEN))
