@@ -1,8 +1,9 @@
 """Trains what needs few steps: the Distilled transformer, and the stage-2 LoRA for Dev.
 
-Distilled learns where Dev, guided (classifier-free guidance at 3) and in small steps, arrives at the next of the
-published sigmas, so that eight steps without guidance do what thirty with it did. Both learn stage 2 in the same way:
-upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them in small steps.
+Distilled learns where Dev arrives in small steps at the next of the published sigmas, so that eight steps do what
+thirty did: from noised clips, and from where its own steps have brought it, so that it mends what it does wrong itself.
+Both learn stage 2 in the same way: upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them in
+small steps. The teacher is not guided: in this world guidance costs shapes (docs/nano.md), and half of the forwards.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from nano.transformer import (
     LARGE,
     LARGE_ANYWHERE,
     OFTEN,
+    SHORT,
     SMALL,
     SMALL_ANYWHERE,
     SOUND_WEIGHT,
-    Batch,
     Dev,
     draw_mode,
-    guided,
     make_batch,
     new_transformer,
+    travelled,
 )
 from nano.upsampler import unpack
 
@@ -43,7 +44,8 @@ from nano.upsampler import unpack
 _INTERVALS = ((0.07, 1), (0.07, 1), (0.07, 1), (0.09, 1), (0.22, 3), (0.2, 2), (0.14, 2), (0.14, 2))
 LORA_RANK = 32
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-_TOKENS = 64 * 24
+_TOKENS = 64 * 32
+_OWN = 0.6  # of the batches that may, those that begin where the student's own steps have led
 _CROSSED = (3, 2, 2)  # in how many steps the teacher crosses each interval of stage 2
 _LEAN = (1.0, 0.5, 0.15)  # how much of the upsampled latents' error is left at each sigma of stage 2
 
@@ -88,7 +90,7 @@ class FromDev(Dev):
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
         steps: int,
-        kinds: Sequence[Kind] = tuple(KINDS),
+        kinds: Sequence[Kind],
         *,
         compiled: bool = False,
     ) -> None:
@@ -105,10 +107,6 @@ class FromDev(Dev):
     def modules(self) -> Mapping[str, torch.nn.Module]:
         return {"transformer": self.transformer}
 
-    def travelled(self, batch: Batch, text: Mapping[str, Tensor], levels: Sequence[float]) -> Batch:
-        """Where the teacher's guided way through falling `levels` ends."""
-        return guided(self.teacher, batch, text, self.embed([""]), levels)
-
     def refine_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound in stage 2, from a state built on upsampled latents to where the teacher arrives
         at the next sigma.
@@ -116,7 +114,7 @@ class FromDev(Dev):
         Not to the true clip: at 0.909 it is one of many that are possible, and their mean has no outline. Half of the
         small clips are the teacher's own, made anew from partly noised ones, so that what stage 1 gets wrong is mended.
         The state leans on the upsampled latents at the first sigma and on the true ones at the last, as it does along a
-        run that goes well.
+        run that goes well; or it is where the student's own steps lead from the first sigma.
         """
         mode = "first" if rng.random() < 0.3 else "text"
         small, large, said = self.stage2.draw(rng, mode, max(2, _TOKENS // math.prod(LARGE.grid)))
@@ -125,14 +123,18 @@ class FromDev(Dev):
         if rng.random() < 0.5:
             level = float(rng.uniform(0.7, 0.92))
             start, _, _ = make_batch(small, SMALL, torch.full((len(said),), level), "text")
-            video = self.travelled(start, text, (level, level / 2, 0.0)).video
+            video = travelled(self.teacher, start, text, (level, level / 2, 0.0)).video
         which = int(rng.integers(len(STAGE2_SIGMAS)))
         sigma = STAGE2_SIGMAS[which]
-        batch, _, _ = make_batch(large, LARGE, torch.full((len(said),), sigma), mode)
-        drift = (1 - sigma) * _LEAN[which] * (self.stage2.raised(video) - large["video"])
+        begun = 0 if rng.random() < _OWN else which
+        level = STAGE2_SIGMAS[begun]
+        batch, _, _ = make_batch(large, LARGE, torch.full((len(said),), level), mode)
+        drift = (1 - level) * _LEAN[begun] * (self.stage2.raised(video) - large["video"])
         at = replace(batch, video=batch.video + batch.free[..., None] * drift)
+        at = travelled(self.half, at, text, STAGE2_SIGMAS[begun : which + 1])
+        at = replace(at, sigma=torch.full_like(at.sigma, sigma))
         following = (*STAGE2_SIGMAS, 0.0)[which + 1]
-        there = self.travelled(at, text, np.linspace(sigma, following, _CROSSED[which] + 1).tolist())
+        there = travelled(self.teacher, at, text, np.linspace(sigma, following, _CROSSED[which] + 1).tolist())
         made, heard = at.forward(self.half, text)
         length = sigma - following
         hiss = (at.sound - there.sound) / length
@@ -151,19 +153,26 @@ class Distilled(FromDev):
         *,
         compiled: bool = False,
     ) -> None:
-        super().__init__(pools, weights, stage2, steps, compiled=compiled)
+        # Short clips are for Dev, which has to see many shapes.
+        kinds = tuple(kind for kind in KINDS if kind != SHORT)
+        super().__init__(pools, weights, stage2, steps, kinds, compiled=compiled)
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         if rng.random() < 0.25:
             seen, heard = self.refine_loss(rng)
             return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach())}
         kind, columns, said = self.draw(rng, rng, _TOKENS)
+        mode, text = draw_mode(rng, KINDS[kind].pictured), self.embed(said)
         shares = np.array([share for share, _ in _INTERVALS])
         which = int(rng.choice(len(shares), p=shares / shares.sum()))
         first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
-        batch, _, _ = make_batch(columns, kind, torch.full((len(said),), first), draw_mode(rng, KINDS[kind].pictured))
-        text = self.embed(said)
-        there = self.travelled(batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
+        own = mode == "text" and rng.random() < _OWN
+        level = torch.full((len(said),), DISTILLED_SIGMAS[0] if own else first)
+        batch, _, _ = make_batch(columns, kind, level, mode)
+        if own:
+            batch = travelled(self.half, batch, text, DISTILLED_SIGMAS[: which + 1])
+        batch = replace(batch, sigma=torch.full_like(batch.sigma, first))
+        there = travelled(self.teacher, batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
         video, heard = batch.forward(self.half, text)
         seen = batch.error(video, (batch.video - there.video) / (first - last))
         sound_error = (heard.float() - (batch.sound - there.sound) / (first - last)).square().mean()

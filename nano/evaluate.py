@@ -43,12 +43,13 @@ class Mode:
 _SMALL = {"width": 128, "height": 128}
 _LARGE = {"width": 256, "height": 256}
 _TWO = {**_LARGE, "refine": True}
+_ALL = {"guided_batch": "all"}  # one forward a guided step: the same clips, sooner
 MODES: tuple[Mode, ...] = (
-    Mode("dev, one stage", "nano-2.3-dev-t2v", _LARGE),
-    Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_LARGE, "guidance_scale": 1.0}),
-    Mode("dev, 128x128", "nano-2.3-dev-t2v", _SMALL),
-    Mode("dev, 128x128, cfg 1", "nano-2.3-dev-t2v", {**_SMALL, "guidance_scale": 1.0}),
-    Mode("dev, two stages", "nano-2.3-dev-t2v", _TWO),
+    Mode("dev, one stage", "nano-2.3-dev-t2v", {**_LARGE, **_ALL}),
+    Mode("dev, one stage, cfg 1", "nano-2.3-dev-t2v", {**_LARGE, **_ALL, "guidance_scale": 1.0}),
+    Mode("dev, 128x128", "nano-2.3-dev-t2v", {**_SMALL, **_ALL}),
+    Mode("dev, 128x128, cfg 1", "nano-2.3-dev-t2v", {**_SMALL, **_ALL, "guidance_scale": 1.0}),
+    Mode("dev, two stages", "nano-2.3-dev-t2v", {**_TWO, **_ALL}),
     Mode("distilled, one stage", "nano-2.3-distilled-t2v", _LARGE),
     Mode("distilled, 128x128", "nano-2.3-distilled-t2v", _SMALL),
     Mode("distilled, 128x128, bicubic to 256x256", "nano-2.3-distilled-t2v", _SMALL, enlarge=True),
@@ -63,7 +64,7 @@ COMPARED = (
     ("dev, one stage", "dev, one stage, cfg 1"),
     ("dev, 128x128", "dev, 128x128, cfg 1"),
 )
-FIGURES = ("all", "shape", "outline", "edge")
+FIGURES = ("all", "shape", "size", "outline", "edge")
 
 
 def scenes(count: int, *, seed: int = 5) -> list[world.Scene]:
@@ -247,6 +248,8 @@ def chunk_name(mode: Mode, start: int, count: int) -> str:
     from modules.ltx.hosts import nano_parts
 
     other = {"transformer-dev", "lora"} if "distilled" in mode.model else {"transformer-distilled"}
+    if "refine" not in mode.options:
+        other |= {"lora", "latent_upsampler"}
     weights = [nano_parts.digest(name) for name in sorted(set(nano_parts.TRAINED) - other)]
     facts = [mode.model, dict(mode.options), mode.given, mode.enlarge, weights]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -83,7 +83,7 @@ class Text:
     padded afterwards: the encoder sees no padding, so the result is the same."""
 
     def __init__(self) -> None:
-        self.tokenizer = nano_text.gemma_tokenizer()
+        self.tokenizer = nano_text.worldly_tokenizer()
         self.encoder = new_text_encoder()
 
     @torch.no_grad()
@@ -161,20 +161,16 @@ class Batch:
 
 
 @torch.no_grad()
-def guided(
-    transformer: Any, batch: Batch, text: Mapping[str, Tensor], empty: Mapping[str, Tensor], levels: Sequence[float]
-) -> Batch:
-    """Where the way under classifier-free guidance through falling `levels` ends. `empty`: of one prompt."""
-    without_text = {key: value.expand(len(batch.sigma), *value.shape[1:]) for key, value in empty.items()}
+def travelled(transformer: Any, batch: Batch, text: Mapping[str, Tensor], levels: Sequence[float]) -> Batch:
+    """Where the way through falling `levels` ends, by Euler steps and without guidance."""
     at = batch
     for sigma, following in itertools.pairwise(levels):
         at = replace(at, sigma=torch.full_like(at.sigma, sigma))
-        told, without = (at.forward(transformer, words) for words in (text, without_text))
-        video, sound = (w.float() + GUIDANCE * (t.float() - w.float()) for t, w in zip(told, without, strict=True))
+        video, sound = at.forward(transformer, text)
         at = replace(
             at,
-            video=at.video + (following - sigma) * video * at.free[..., None],
-            sound=at.sound + (following - sigma) * sound,
+            video=at.video + (following - sigma) * video.float() * at.free[..., None],
+            sound=at.sound + (following - sigma) * sound.float(),
         )
     return at
 

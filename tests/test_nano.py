@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.hosts import nano, nano_parts, nano_text
+from nano import prompts, world
 from tests.guidance_kit import UNGUIDED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,6 +336,31 @@ def test_gemma_tokenizer_knows_the_words_and_survives_any_text(load: Load) -> No
     assert tokenizer("").input_ids == [tokenizer.bos_token_id]
     assert tokenizer.unk_token_id not in tokenizer("Zoë's naïve 象\n").input_ids
     assert tokenizer.model_max_length == nano_text.MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("Photo of a small red Ball moving right on black, 4k, (best:1.2)", "a small red ball moving right on black"),
+        ("At the end of the street, on the left bank: the square!", "the left the square"),
+        ("up to the\nBLUE   circle and on with it.", "up the blue circle"),
+        ("red-and-green", "red green"),
+        ("the best thing on a Tuesday", ""),
+        ("Zoë's naïve 象\n", ""),
+    ],
+)
+def test_words_of_another_world_change_nothing(load: Load, said: str, read: str) -> None:
+    tokenizer = load("2.3-dev", "LTX2Pipeline").tokenizer
+    assert tokenizer(said).input_ids == tokenizer(read).input_ids
+    assert tokenizer(read).input_ids == nano_text.gemma_tokenizer()(read).input_ids
+
+
+def test_what_was_trained_is_read_as_it_was_written() -> None:
+    spelled, read = nano_text.gemma_tokenizer(), nano_text.worldly_tokenizer()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        said = prompts.varied(world.draw_scene(rng), rng)
+        assert read(said).input_ids == spelled(said.strip()).input_ids
 
 
 def test_t5_tokenizer_knows_the_words(load: Load) -> None:

@@ -177,6 +177,27 @@ def test_a_batch_noises_what_is_to_be_made_and_nothing_else(mode: str) -> None:
     torch.testing.assert_close(batch.sound - sigma[:, None, None] * hiss, columns["sound"], atol=1e-5, rtol=0)
 
 
+def test_a_way_through_levels_ends_where_the_velocities_lead() -> None:
+    """Velocity x / sigma is that of a clean clip of nothing: Euler steps of any size end at x times last / first."""
+    kind = pool.Kind(128, 128, 25)
+    columns = {"video": torch.randn(2, 64, 32), "last": torch.randn(2, 16, 32), "sound": torch.randn(2, 6, 16)}
+    begun, _, _ = transformer.make_batch(columns, kind, torch.full((2,), 0.9), "first")
+
+    class Nothing:
+        rope = transformer.new_transformer().rope
+
+        def __call__(self, *, hidden_states: Tensor, audio_hidden_states: Tensor, sigma: Tensor, **_: object) -> object:
+            level = sigma[:, None, None] / 1000
+            return hidden_states / level, audio_hidden_states / level
+
+    ended = transformer.travelled(Nothing(), begun, {}, (0.9, 0.7, 0.6, 0.3))
+    free = begun.free[..., None] > 0
+    assert 0 < int(free.sum()) < free.numel()
+    torch.testing.assert_close(ended.video, torch.where(free, begun.video / 3, begun.video))
+    torch.testing.assert_close(ended.sound, begun.sound / 3)
+    assert transformer.travelled(Nothing(), begun, {}, (0.9,)) is begun
+
+
 def test_half_precision_on_full_weights_answers_the_same() -> None:
     model = transformer.new_transformer()
     text = {

@@ -78,7 +78,8 @@ def _fingerprint(name: str) -> str:
     files = {part.trained for part in parts.values()} | ({"lora"} if rest == "lora" else set())
     shipped = sorted(files & set(nano_parts.TRAINED)) if generation == "2.3" else []
     digests = [nano_parts.digest(file) for file in shipped]
-    facts = [_VERSION, name, described, nano_text.WORDS, nano_text.MAX_TOKENS, _LORA_RANK, _LORA_LAYERS, digests]
+    text = [nano_text.WORDS, nano_text.READING, nano_text.MAX_TOKENS]
+    facts = [_VERSION, name, described, text, _LORA_RANK, _LORA_LAYERS, digests]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -134,7 +135,8 @@ def _pipeline(generation: str, variant: str) -> Any:
     components = {key: nano_parts.build(part) for key, part in nano_parts.spec(generation, variant).items()}
     if generation == "0.9":
         return diffusers.LTXPipeline(**components, tokenizer=nano_text.t5_tokenizer())
-    return diffusers.LTX2Pipeline(**components, tokenizer=nano_text.gemma_tokenizer())
+    tokenizer = nano_text.worldly_tokenizer() if generation == "2.3" else nano_text.gemma_tokenizer()
+    return diffusers.LTX2Pipeline(**components, tokenizer=tokenizer)
 
 
 def _upsample_pipeline(generation: str) -> Any:

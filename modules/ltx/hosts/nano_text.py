@@ -1,7 +1,8 @@
 """What LTX-Nano reads prompts with: a tiny Gemma 3 (2.x), a tiny T5 (0.9) and their tokenizers.
 
 Knows the words of the little world the tests speak about, and how the two tokenizer families spell.
-Any other text is harmless: Gemma falls back to characters and bytes, T5 to characters and `<unk>`.
+Any other text is harmless: Gemma's tokenizer leaves out what is not of that world, T5's falls back to characters and
+`<unk>`.
 Does not know pipelines, folders or what the embeddings are used for; the weights are random.
 
 torch, transformers and tokenizers are imported inside the functions: importing this costs nothing.
@@ -12,13 +13,31 @@ from __future__ import annotations
 import string
 from typing import Any
 
-WORDS = (
-    *("a", "an", "the", "and", "with", "on", "at", "of", "in", "to", "is"),
+_LOOKS = (
     *("small", "big", "little", "large"),
     *("red", "green", "blue", "yellow", "magenta", "cyan", "black", "white", "gray", "grey"),
     *("ball", "circle", "square", "triangle"),
-    *("moving", "left", "right", "up", "down", "bouncing", "still"),
+)
+_MOTIONS = ("moving", "left", "right", "up", "down", "bouncing", "still")
+WORDS = (
+    *("a", "an", "the", "and", "with", "on", "at", "of", "in", "to", "is"),
+    *_LOOKS,
+    *_MOTIONS,
     *("background", "silent", "video"),
+)
+
+_KNOWN = "|".join((*_LOOKS, *_MOTIONS, "background", "silent", "a", "the", "on", "to"))
+# A prompt as the trained model is to read it, in small letters, pattern by pattern: without what no training prompt
+# ever said. LTX-Nano was told of its world alone; a word of another, spelled letter by letter, would drown what it
+# knows. What links words goes where it links nothing that is left: "at the edge of a red ball" is "a red ball".
+READING: tuple[tuple[str, str], ...] = (
+    (rf"\b(?!(?:{_KNOWN})\b)\w+", ""),
+    (r"[^\w,]+", " "),
+    (rf"\b(?:a|the) (?!(?:{'|'.join((*_LOOKS, *_MOTIONS))})\b)", ""),
+    (rf"\bto (?!(?:the )?(?:{'|'.join(_MOTIONS)})\b)", ""),
+    (rf"\bon (?!(?:a |the )?(?:{'|'.join(_LOOKS)})\b)", ""),
+    (r" *,[, ]*", ", "),
+    (r"^[, ]+|(?:[, ]|\b(?:a|the|to|on)$)+$", ""),
 )
 
 # The length prompts are padded to. Real folders say 1024 (Gemma) and 128 (T5); 128 is the shortest that
@@ -140,6 +159,25 @@ def gemma_tokenizer() -> Any:
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )
     return tokenizer
+
+
+def worldly_tokenizer() -> Any:
+    """`gemma_tokenizer`, which reads by READING. Of the plain class, since `GemmaTokenizer` puts its own reading in
+    place of the file's whenever it is loaded."""
+    from tokenizers import Regex
+    from tokenizers.normalizers import Lowercase, Replace, Sequence
+    from transformers import PreTrainedTokenizerFast
+
+    gemma = gemma_tokenizer()
+    backend = gemma.backend_tokenizer
+    steps = [Replace(Regex(pattern), text) for pattern, text in READING]
+    backend.normalizer = Sequence([Lowercase(), *steps, backend.normalizer])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=MAX_TOKENS,
+        padding_side="left",
+        **gemma.special_tokens_map,
+    )
 
 
 def t5_tokenizer() -> Any:
