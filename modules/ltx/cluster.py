@@ -72,7 +72,6 @@ class Cluster(Taker):
         self._taken: dict[str, Path] = {}  # names of the videos of running jobs
 
     def _work_off(self) -> None:
-        self._recover()
         if not self.store.counts()["queued"]:
             return
         try:

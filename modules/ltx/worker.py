@@ -65,7 +65,7 @@ class Taker(ABC):
 
     @abstractmethod
     def _work_off(self) -> None:
-        """Take back what nobody does, and do what waits, until nothing does or this is closed."""
+        """Do what waits, until nothing does or this is closed."""
 
     def _loop(self) -> None:
         while not self.closing:
@@ -85,14 +85,10 @@ class Taker(ABC):
         if not self.working:
             if not self._lock.take():
                 return
+            self.store.recover(self._made)
             self._sweep()
             self.working = True
         self._work_off()
-
-    def _recover(self) -> None:
-        """Take back what is running and nobody does: a dead process's, or ours where the end could not be written."""
-        if self.store.recover(self._made):
-            self._sweep()
 
     def _made(self, row: Row) -> dict[str, Any] | None:
         if row.path is not None and Path(row.path).is_file():
@@ -151,7 +147,8 @@ class Worker(Taker):
 
     def _work_off(self) -> None:
         while not self.closing:
-            self._recover()
+            if self.store.recover(self._made):  # ours, where its end could not be written down
+                self._sweep()
             row = self.store.claim()
             if row is None:
                 return
