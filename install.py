@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """Sets this project up and starts it; also the installer that a web UI runs for its extensions.
 
-Knows: where the virtual environment is, what pyproject.toml and constraints.txt ask for, how pip and
-this project's own commands are started. Deliberately knows nothing of torch, models, GPUs, package
+Knows: where the virtual environment is, what pyproject.toml, constraints.txt and pins/ ask for, how pip
+and this project's own commands are started. Deliberately knows nothing of torch, models, GPUs, package
 indexes (pip's own configuration decides) or how a host works: it only looks at what is installed.
 
-Standard library only, and no syntax newer than Python 3.8, so that an old Python gets a sentence
-instead of a traceback.
+Standard library only, and no syntax newer than Python 3.8: an old Python gets a sentence, no traceback.
 """
 
 from __future__ import annotations
@@ -75,9 +74,8 @@ def version_problem(version: tuple[int, ...]) -> str:
     """Why this Python will not do, or an empty string."""
     if version[:2] >= OLDEST_PYTHON:
         return ""
-    found = ".".join(map(str, version))
     advice = "run it with a newer one, for example `python3.12 install.py setup` (https://www.python.org)"
-    return f"install.py needs Python 3.10 or newer, this is {found}: {advice}."
+    return f"install.py needs Python 3.10 or newer, this is {'.'.join(map(str, version))}: {advice}."
 
 
 def run_child(command: Sequence[str], cwd: Path) -> int:
@@ -149,16 +147,21 @@ def dependencies(root: Path, extra: str = "", *, page: bool = True) -> list[str]
         ) from error
 
 
-def fingerprint(requirements: Sequence[str], constraints: bytes, python: str) -> str:
+def locks(extra: str) -> list[str]:
+    """The files with the versions and hashes of everything but torch's own build, which is for pip to choose."""
+    return [f"pins/{group}.txt" for group in ("setup", extra) if group]
+
+
+def fingerprint(root: Path, extra: str, python: str) -> str:
     """Changes whenever .venv has to be installed again."""
-    return hashlib.sha256(repr((list(requirements), constraints, python)).encode()).hexdigest()
+    pins = [(root / name).read_bytes() for name in ("constraints.txt", *locks(extra))]
+    return hashlib.sha256(repr((dependencies(root, extra), pins, python)).encode()).hexdigest()
 
 
 def is_fresh(stamp: Path, wanted: str) -> bool:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return stamp.read_text(encoding="utf-8") == wanted
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def write_stamp(stamp: Path, content: str) -> None:
@@ -194,33 +197,33 @@ def create_venv(project: Project, needed_module: str = "ensurepip") -> str:
     return version
 
 
-def install_into_venv(project: Project, requirements: Sequence[str]) -> None:
+def install_into_venv(project: Project, extra: str) -> None:
     for stamp in project.venv.glob(".installed-*"):
         stamp.unlink()  # from here on .venv is half-made until the new stamp is written
     say("Installing the dependencies into .venv; the first time this downloads torch and takes minutes")
     # -I: what happens to be on PYTHONPATH must not count as installed.
-    pip = [str(project.python), "-I", "-m", "pip", "install", "-c", "constraints.txt"]
-    if project.run(*pip, *requirements) != 0:
+    pip = [str(project.python), "-I", "-m", "pip", "install"]
+    hashed = ["--require-hashes", "--no-deps", *(f"--requirement={lock}" for lock in locks(extra))]
+    # Behind the others, so that of what torch needs only the parts of its own build come without a hash.
+    torch = [line for line in dependencies(project.root) if re.match(r"torch\b", line)]
+    if project.run(*pip, *hashed) != 0 or project.run(*pip, "-c", "constraints.txt", *torch) != 0:
         raise SetupError(
-            "pip could not install the dependencies, its own message is above: check the network and the "
-            "free disk space, then run the same command again; it continues where it stopped."
+            "pip could not install the dependencies, its own message is above (what differs from its hash was not "
+            "taken): check network and disk space, then run the same command again; it continues where it stopped."
         )
 
 
 def setup(project: Project, extra: str = "") -> None:
     """Make .venv hold what pyproject.toml asks for; does nothing when it already does."""
-    requirements = dependencies(project.root, extra)
-    constraints = (project.root / "constraints.txt").read_bytes()
     version = venv_version(project.python)
-    if version and is_fresh(project.stamp(extra), fingerprint(requirements, constraints, version)):
+    if version and is_fresh(project.stamp(extra), fingerprint(project.root, extra, version)):
         return
     # `help install` imports nearly all of pip, so a half-unpacked pip is noticed too.
     if not version or not output_of([str(project.python), "-I", "-m", "pip", "help", "install"]):
         version = create_venv(project)
-    install_into_venv(project, requirements)
+    install_into_venv(project, extra)
     for group in {"", extra}:
-        wanted = fingerprint(dependencies(project.root, group), constraints, version)
-        write_stamp(project.stamp(group), wanted)
+        write_stamp(project.stamp(group), fingerprint(project.root, group, version))
 
 
 def launcher() -> str:
@@ -298,10 +301,8 @@ def survey(requirements: Sequence[str], here: Distributions) -> Survey:
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
         name, version = canonical(wanted.name), here.version(wanted.name)
-        if version is None and name in PROTECTED:
-            found.protected[name] = name
-        elif version is None:
-            found.missing[name] = f"{name}{wanted.specifier}"
+        if version is None:
+            (found.protected if name in PROTECTED else found.missing)[name] = f"{name}{wanted.specifier}"
         elif not wanted.specifier.contains(version, prereleases=True):
             found.unusual[name] = f"{name} {version} is kept, although {wanted.specifier} is asked for"
         if version is not None and name not in seen:
@@ -330,11 +331,10 @@ def run_host(project: Project, here: Distributions) -> int:
     found = survey(dependencies(project.root, page=False), here)
     while found.missing and "torch" not in found.protected:  # without torch it is not a host's Python
         say(f"LTX video: installing {', '.join(found.missing)}")
-        in_vain = found.missing.keys() <= tried
-        tried |= found.missing.keys()
-        if in_vain or project.run(*pip, *found.missing.values()) != 0:
+        if found.missing.keys() <= tried or project.run(*pip, *found.missing.values()) != 0:
             say("LTX video: pip could not install that, see its own message; nothing else was changed")
             return FAILED
+        tried |= found.missing.keys()
         found = survey(dependencies(project.root, page=False), here)  # what was added may need more
     if not tried and not found.protected:
         say("LTX video: nothing to install")

@@ -99,7 +99,7 @@ def test_without_ray_the_option_says_what_to_install_and_all_else_works(tmp_path
     refused = call("--engine", "ray")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --engine ray: Ray is not installed (No module named 'ray')")
-    assert "-m pip install -c constraints.txt ray" in refused.stderr
+    assert "-m pip install --no-deps --require-hashes -r pins/ray.txt" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert call().returncode == 0
     assert not (tmp_path / "outputs").exists()

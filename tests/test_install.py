@@ -70,7 +70,10 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "my project"  # a space, as in many home folders
     folder.mkdir()
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    (folder / "constraints.txt").write_text("rich==15.0.0\n", encoding="utf-8")
+    (folder / "constraints.txt").write_text("torch==2.13.0\n", encoding="utf-8")
+    (folder / "pins").mkdir()
+    for group in ("setup", "test"):
+        (folder / f"pins/{group}.txt").write_text(f"{group}-tool==1 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
     return folder
 
 
@@ -107,15 +110,16 @@ def test_broken_pyproject_is_one_sentence(root: Path, content: str) -> None:
         install.dependencies(root)
 
 
-def test_fingerprint_depends_on_everything() -> None:
-    same = install.fingerprint(["a"], b"a==1", "3.11.7")
-    assert same == install.fingerprint(("a",), b"a==1", "3.11.7")
-    others = {
-        install.fingerprint(["a", "b"], b"a==1", "3.11.7"),
-        install.fingerprint(["a"], b"a==2", "3.11.7"),
-        install.fingerprint(["a"], b"a==1", "3.12.1"),
-    }
-    assert len(others) == 3
+def test_fingerprint_depends_on_everything(root: Path) -> None:
+    same = install.fingerprint(root, "", "3.11.7")
+    assert same == install.fingerprint(root, "", "3.11.7")
+    others = {install.fingerprint(root, "test", "3.11.7"), install.fingerprint(root, "", "3.12.1")}
+    for name in ("pyproject.toml", "constraints.txt", "pins/setup.txt"):
+        before = (root / name).read_text(encoding="utf-8")
+        (root / name).write_text(before.replace("1", "2"), encoding="utf-8")
+        others.add(install.fingerprint(root, "", "3.11.7"))
+        (root / name).write_text(before, encoding="utf-8")
+    assert len(others) == 5
     assert same not in others
 
 
@@ -131,9 +135,10 @@ def test_stamp_is_fresh_only_for_its_content(tmp_path: Path) -> None:
 def test_setup_makes_everything_and_then_nothing(root: Path) -> None:
     first = Recorder()
     install.setup(install.Project(root, first))
-    assert first.kinds() == ["venv", "pip"]
-    assert first.commands[1][-4:] == install.dependencies(root)
-    assert first.constraints == "rich==15.0.0\n"
+    assert first.kinds() == ["venv", "pip", "pip"]
+    assert first.commands[1][5:] == ["--require-hashes", "--no-deps", "--requirement=pins/setup.txt"]
+    assert first.commands[2][5:] == ["-c", "constraints.txt", "torch>=2"]
+    assert first.constraints == "torch==2.13.0\n"
 
     start = time.monotonic()
     install.setup(install.Project(root, start_nothing))
@@ -144,28 +149,33 @@ def test_test_tools_have_their_own_stamp(root: Path) -> None:
     install.setup(install.Project(root, Recorder()))
     tools = Recorder()
     install.setup(install.Project(root, tools), "test")
-    assert tools.kinds() == ["pip"]
-    assert tools.commands[0][-1] == "pytest"
+    assert tools.kinds() == ["pip", "pip"]
+    assert tools.commands[0][-2:] == ["--requirement=pins/setup.txt", "--requirement=pins/test.txt"]
     install.setup(install.Project(root, start_nothing), "test")
     install.setup(install.Project(root, start_nothing))
 
 
 def test_interrupted_pip_leaves_no_stamp(root: Path) -> None:
     install.setup(install.Project(root, Recorder()))
-    old = (root / "constraints.txt").read_bytes()
-    (root / "constraints.txt").write_bytes(b"rich==14.0.0\n")
+    old = (root / "pins/setup.txt").read_bytes()
+    (root / "pins/setup.txt").write_bytes(b"rich==14.0.0\n")
     with pytest.raises(KeyboardInterrupt):
         install.setup(install.Project(root, Recorder(interrupt=True)))
     # Back to what was installed completely once: half of something else may be in there now.
-    (root / "constraints.txt").write_bytes(old)
+    (root / "pins/setup.txt").write_bytes(old)
     again = Recorder()
     install.setup(install.Project(root, again))
-    assert again.kinds() == ["pip"]
+    assert again.kinds() == ["pip", "pip"]
 
 
-def test_failed_pip_is_a_failure_with_no_stamp(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    project = install.Project(root, Recorder(codes={"pip": 1}))
+@pytest.mark.parametrize(("failing", "runs"), [("--require-hashes", 1), ("constraints.txt", 2)])
+def test_failed_pip_is_a_failure_with_no_stamp(
+    root: Path, capsys: pytest.CaptureFixture[str], failing: str, runs: int
+) -> None:
+    recorder = Recorder(codes={failing: 1})
+    project = install.Project(root, recorder)
     assert install.main(["setup"], project) == install.FAILED
+    assert recorder.kinds()[1:] == ["pip"] * runs  # no torch, which is large, where something else is wrong
     assert "pip could not install" in capsys.readouterr().err
     assert not project.stamp("").exists()
 
@@ -196,7 +206,7 @@ def test_half_made_venv_is_made_again(root: Path, damage: Callable[[install.Proj
     damage(install.Project(root))
     repair = Recorder()
     install.setup(install.Project(root, repair))
-    assert repair.kinds() == ["venv", "pip"]
+    assert repair.kinds() == ["venv", "pip", "pip"]
     install.setup(install.Project(root, start_nothing))
 
 
@@ -232,7 +242,7 @@ def test_every_check_runs_and_the_verdict_is_last(root: Path, capsys: Any, monke
     monkeypatch.setattr(install, "ensure_browser", lambda _: None)
     recorder = Recorder(codes={"mypy": 1})
     assert install.main(["test", "-k", "one or two"], install.Project(root, recorder)) == install.FAILED
-    assert recorder.kinds()[2:] == ["ruff", "ruff", "mypy", "bench.audit", "pytest"]
+    assert recorder.kinds()[3:] == ["ruff", "ruff", "mypy", "bench.audit", "pytest"]
     assert recorder.commands[-1][3:] == ["-k", "one or two"]
     assert capsys.readouterr().out.splitlines()[-1] == "== failed: mypy"
 
@@ -351,50 +361,3 @@ def test_host_role_as_a_host_runs_it(root: Path) -> None:
     command = [sys.executable, "install.py"]
     done = subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "LTX video: nothing to install\n"), done.stderr
-
-
-def pins(python: str) -> dict[str, str]:
-    """Name and exact version of each constraint that holds for one Python."""
-    found: dict[str, str] = {}
-    for line in (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        pin = Requirement(line)
-        if pin.marker and not pin.marker.evaluate({"python_version": python}):
-            continue
-        (specifier,) = pin.specifier
-        assert specifier.operator == "=="
-        assert "+" not in specifier.version, "a local build is this machine's business"
-        assert install.canonical(pin.name) not in found
-        found[install.canonical(pin.name)] = specifier.version
-    return found
-
-
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
-def test_every_dependency_is_pinned_within_its_range(python: str) -> None:
-    pinned = pins(python)
-    for line in install.dependencies(REPO, "test"):
-        wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
-            assert wanted.specifier.contains(pinned[install.canonical(wanted.name)]), line
-
-
-def test_dependencies_of_dependencies_are_pinned() -> None:
-    pinned = pins(".".join(map(str, sys.version_info[:2])))
-    waiting, seen = set(map(str, install.dependencies(REPO, "test"))), set()
-    while waiting:
-        wanted = Requirement(waiting.pop())
-        name = install.canonical(wanted.name)
-        # CUDA libraries are torch's own business: each of its builds names its own, exactly.
-        cuda = name == "triton" or name.startswith(("nvidia-", "cuda-"))
-        if cuda or name in seen or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
-            continue
-        seen.add(name)
-        assert name in pinned, wanted
-        waiting |= set(requirements_of(name, pinned[name]))
-
-
-def requirements_of(name: str, pinned: str) -> list[str]:
-    """What a distribution needs; nothing when another version than the pinned one is installed."""
-    here = install.Distributions()
-    return here.requires(name) if (here.version(name) or "").split("+")[0] == pinned else []

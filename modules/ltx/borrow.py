@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from modules.ltx import lora
+from modules.ltx import beside, lora
 from modules.ltx.errors import RequestError
 from modules.ltx.plan import DecodePlan
 
@@ -41,7 +41,8 @@ def scheduler(pipe: Any, ours: Any) -> Iterator[Any]:
 
 @contextmanager
 def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) -> Iterator[tuple[str, ...]]:
-    """LoRA weights, each (source, load keywords, strength), loaded and active; none of them left afterwards.
+    """LoRA weights, each (source, load keywords, strength), loaded and active, beside those that others had there and
+    that act on with their own strengths; none of ours left afterwards.
 
     `set_adapters` always gets the strengths: without them it resets every adapter to 1.0.
     """
@@ -49,15 +50,17 @@ def adapters(pipe: Any, weights: Sequence[tuple[str, dict[str, Any], float]]) ->
     if not weights:
         yield ()
         return
-    others = bool(_held(pipe))
+    theirs = beside.layers(pipe)
     try:
         for number, (source, keywords, _) in enumerate(weights):
             names.append(f"ltx_stage_{number}")
             _load_adapter(pipe, names[-1], source, keywords)
         pipe.set_adapters(names, [strength for _, _, strength in weights])
+        for layer in theirs:
+            layer.join()
         yield tuple(names)
     finally:
-        firmly(lambda: _remove_adapters(pipe, names, others=others))
+        firmly(lambda: _remove_adapters(pipe, names, theirs))
 
 
 def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
@@ -66,7 +69,7 @@ def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -
     if file.is_file():
         lora.check_layers(file, pipe.transformer)
     try:
-        pipe.load_lora_weights(source, adapter_name=name, **keywords)
+        _loaded(pipe, name, source, keywords)
     except (OSError, ValueError, LookupError) as error:
         raise RequestError(lora.refused(file, _first_line(error))) from error
     except RuntimeError as error:
@@ -75,22 +78,26 @@ def _load_adapter(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -
         raise RequestError(lora.refused(file, _first_line(error))) from error
 
 
+def _loaded(pipe: Any, name: str, source: str, keywords: dict[str, Any]) -> None:
+    try:
+        pipe.load_lora_weights(source, adapter_name=name, **keywords)
+    except KeyError as error:
+        # Beside adapters of others, diffusers stumbles in its own clearing up where the layers were not all wrapped.
+        if error.args == (name,) and error.__context__ is not None:
+            raise error.__context__ from None
+        raise
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def _held(pipe: Any) -> set[str]:
-    """The names of all adapters that the pipeline has."""
-    return {name for loaded in pipe.get_list_adapters().values() for name in loaded}
-
-
-def _remove_adapters(pipe: Any, names: Sequence[str], *, others: bool) -> None:
-    """Delete the named adapters that got as far as being loaded, beside those of `others`. Where there are none, the
-    layers are unwrapped, those too of an adapter that got half-way and is in no list."""
-    if not others:
+def _remove_adapters(pipe: Any, names: Sequence[str], theirs: Sequence[beside.Layer]) -> None:
+    """Delete the named adapters, those too that got half-way and are in no list."""
+    if theirs:
+        beside.remove(pipe, names, theirs)
+    else:
         pipe.unload_lora_weights()
-    elif ours := [name for name in names if name in _held(pipe)]:
-        pipe.delete_adapters(ours)
 
 
 @contextmanager

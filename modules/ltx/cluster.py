@@ -50,7 +50,7 @@ def require_ray() -> Any:
     except ImportError as error:
         raise RequestError(
             f"--engine ray: Ray is not installed ({error}); `{Path(sys.executable).name} -m pip install "
-            "-c constraints.txt ray` in this project's folder adds it."
+            "--no-deps --require-hashes -r pins/ray.txt` in this project's folder adds it."
         ) from error
     return ray
 

@@ -113,10 +113,10 @@ def write_video(
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
     Encoding goes on while `frames` makes the next ones, at most AHEAD behind them.
-    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel, as may `poll`, which
-    runs after each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go
-    `<stem>.jpg` and the folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as
-    `<stem>-<name>.png`.
+    `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel. So may `poll`,
+    which runs in front of each frame in the encoder's own thread, or that would go on with what it was given; and after
+    each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go `<stem>.jpg` and the
+    folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as `<stem>-<name>.png`.
 
     Whatever is raised, by `frames` and `on_frame` too, leaves nothing new behind. Raises RequestError
     for values that cannot be written, HostError where disk or PyAV build fail, LTXError for frames or
@@ -137,6 +137,7 @@ def write_video(
             movie = _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding)
 
         def add(image: NDArray[np.uint8]) -> None:
+            poll()
             with _host_errors(path.parent):
                 outputs.add(image, movie.frames)
                 movie.add(image)

@@ -1,0 +1,77 @@
+"""Writes pins/GROUP.txt: what a group brings in, at the versions of constraints.txt, with the hashes of all files.
+
+    python -m pip install uv
+    python -m bench.pins
+
+To move to other versions, change constraints.txt first. `setup` is what everybody gets, the page with it; the others
+are the optional groups of pyproject.toml, each by itself. Every file of a version is listed, for all systems and
+Pythons. Torch is not, nor the CUDA libraries that its build for the default index names: which build is right is a
+matter of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import install
+
+ROOT = Path(install.__file__).resolve().parent
+GROUPS = ("setup", "ray", "bench", "test")
+# What belongs to torch's build; what is for browsers alone, which torch is not made for.
+LEFT_OUT = re.compile(r"torch==|triton==|nvidia-|cuda-|.* sys_platform == 'emscripten'")
+COMPILE = (
+    *("pip", "compile", "-", "--universal", "--python-version", "3.10", "--generate-hashes"),
+    *("--no-header", "--no-annotate", "--quiet", "--constraint", "constraints.txt"),
+)
+HEADER = """\
+# What {group} needs, with the hashes of every file; versions are chosen in constraints.txt.
+# Written by `python -m bench.pins`; not to be edited. It asks
+# `uv {command}`.
+"""
+
+
+def asked(group: str) -> list[str]:
+    """The requirement lines of a group alone."""
+    base = install.dependencies(ROOT)
+    return base if group == "setup" else install.dependencies(ROOT, group)[len(base) :]
+
+
+def kept(lines: Sequence[str]) -> Iterator[str]:
+    """The lines of all pins but those left out: a pin begins its line, its hashes follow indented."""
+    keeping = True
+    for line in lines:
+        if not line.startswith(" "):
+            keeping = not LEFT_OUT.match(line)
+        if keeping:
+            yield line
+
+
+def compiled(uv: Sequence[str], requirements: Sequence[str]) -> list[str]:
+    done = subprocess.run(
+        [*uv, *COMPILE], cwd=ROOT, input="\n".join(requirements), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def main(arguments: Sequence[str]) -> int:
+    argparse.ArgumentParser(
+        prog="bench.pins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
+    found = shutil.which("uv")
+    uv = [found] if found else [sys.executable, "-m", "uv"]
+    for group in GROUPS:
+        lines = list(kept(compiled(uv, asked(group))))
+        head = HEADER.format(group=group, command=" ".join(COMPILE))
+        (ROOT / "pins" / f"{group}.txt").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+        print(f"pins/{group}.txt: {sum('==' in line for line in lines)} pins")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
