@@ -1,1 +1,8 @@
-"""Benchmarks: what features cost and save, as ratios within one run. See bench/README.md."""
+"""Benchmarks: what features cost and save, as ratios within one run. See bench/README.md.
+
+Their processes wait as those of the command line do: workers that spin take the cores from each other.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded

@@ -8,6 +8,7 @@ the slope of the logarithms; beside it stands the ideal one. With `--picture` th
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tempfile
@@ -72,6 +73,14 @@ def measure(axis: Axis, value: int) -> dict[str, float]:
     return {"sample": timings["sample"], "decode": timings["decode"], "bytes": float(peak - loaded)}
 
 
+def once(made: dict[str, dict[str, float]], axis: Axis, value: int) -> dict[str, float]:
+    """`measure` in a process of its own, unless the same clip was made for another axis."""
+    name = json.dumps({"steps": 8} | axis.request(value), sort_keys=True)
+    if name not in made:
+        made[name] = child("bench.growth", "--one", axis.name, str(value))
+    return made[name]
+
+
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Of log y over log x, by least squares."""
     lx, ly = [math.log(x) for x in xs], [math.log(max(y, 1e-9)) for y in ys]
@@ -114,10 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         axis = next(axis for axis in AXES if axis.name == asked.one[0])
         return end("growth_one", measure(axis, int(asked.one[1])))
     told: dict[str, Any] = {}
+    made: dict[str, dict[str, float]] = {}  # by request: where axes cross, they share a clip
     print(f"{'axis':8} {'value':>6} {'sample s':>9} {'decode s':>9} {'MiB':>7}")
     for axis in AXES:
         values = axis.quick if asked.quick else axis.values
-        rows = [child("bench.growth", "--one", axis.name, str(value)) for value in values]
+        rows = [once(made, axis, value) for value in values]
         for value, row in zip(values, rows, strict=True):
             print(f"{axis.name:8} {value:6} {row['sample']:9.2f} {row['decode']:9.2f} {row['bytes'] / 2**20:7.0f}")
         xs = [axis.x(value) for value in values]
