@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ways = {ALONE: 1} if asked.quick else {ALONE: 1, f"all {cores} cores for both": cores}
         for name, threads in ways.items():
             torch.set_num_threads(threads)
-            times[name] = both(clip, 5 if asked.quick else 9)
+            times[name] = both(clip, 3 if asked.quick else 9)
             medians = ", ".join(f"{part} {statistics.median(found):.2f} s" for part, found in times[name].items())
             print(f"{name}: {medians}; together over the slower {over(times[name]):.2f}")
     lengths = (LENGTHS[0], LENGTHS[-1]) if asked.quick else LENGTHS

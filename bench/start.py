@@ -10,7 +10,6 @@ first behind an update, which is told beside. Prints a table and, as its last li
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -81,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     starts = 3 if asked.quick else 7
     plan = ("plan", "--prompt", "a red ball", "--model", "2.3-dev-t2v")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, every start compiles all that it imports
     first, *others = entry(1 + starts)
     command(*plan)
     print(f"the first entry, which may have to write bytecode: {1000 * first:.0f} ms")
