@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.kit import Gate, child, end, held
+from bench.kit import Gate, child, end, held, most
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def measure(axis: Axis, value: int) -> dict[str, float]:
         plan = settle(Request.parse(asked | axis.request(value)), host)
         with host.pipeline(plan.caps, plan.caps.pipeline):
             loaded = held()
-        run(plan, host)
-        peak = held()
+        peak = most(run(plan, host))
         timings = {one.phase: one.seconds for one in run(plan, host).timings}
     return {"sample": timings["sample"], "decode": timings["decode"], "bytes": float(peak - loaded)}
 

@@ -98,6 +98,7 @@ def frames(
 
     for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
         yield from _chunks(pixels)
+        del pixels  # a view of the whole tile, and the next one is decoded before the loop lets go of it
 
 
 def diffused(
