@@ -55,7 +55,7 @@ STEEPEST = {"frames": 1.6, "pixels": 1.6, "steps": 1.1, "passes": 1.1}
 
 
 def measure(axis: Axis, value: int) -> dict[str, float]:
-    """Seconds of sampling and of decoding with encoding, the second of two jobs; bytes above the loaded model."""
+    """Seconds of sampling and of decoding with encoding, the faster of two jobs behind a first; bytes above the loaded model."""
     from modules.ltx.front import settle
     from modules.ltx.hosts.embedded import EmbeddedHost, Settings
     from modules.ltx.ltx_process import run
@@ -68,7 +68,8 @@ def measure(axis: Axis, value: int) -> dict[str, float]:
         with host.pipeline(plan.caps, plan.caps.pipeline):
             loaded = held()
         peak = most(run(plan, host))
-        timings = {one.phase: one.seconds for one in run(plan, host).timings}
+        runs = [{one.phase: one.seconds for one in run(plan, host).timings} for _ in range(2)]
+        timings = {phase: min(one[phase] for one in runs) for phase in ("sample", "decode")}  # the less disturbed
     return {"sample": timings["sample"], "decode": timings["decode"], "bytes": float(peak - loaded)}
 
 
