@@ -55,7 +55,8 @@ STEEPEST = {"frames": 1.6, "pixels": 1.6, "steps": 1.1, "passes": 1.1}
 
 
 def measure(axis: Axis, value: int) -> dict[str, float]:
-    """Seconds of sampling and of decoding with encoding, the faster of two jobs behind a first; bytes above the loaded model."""
+    """Seconds of sampling and of decoding with encoding, the faster of two jobs behind a first; the most bytes above
+    the loaded model."""
     from modules.ltx.front import settle
     from modules.ltx.hosts.embedded import EmbeddedHost, Settings
     from modules.ltx.ltx_process import run
