@@ -9,7 +9,6 @@ that cannot run LTX-2.x are tried and named with what they say. Prints a table a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bench.kit import Gate, end
 
 LEAST = 1.3  # below this a cache is not worth its error
 SIZE = {"width": 128, "height": 128, "frames": 25}
@@ -185,11 +186,6 @@ def measure(maker: Maker, model: str, clips: int) -> dict[str, Any]:
     return {name: row(rows, plain) for name, rows in made.items()}
 
 
-def gate(name: str, speed: float) -> dict[str, Any]:
-    """A cache that is offered must be worth it."""
-    return {"what": f"speed of Dev with cache {name}", "value": speed, "limit": LEAST, "ok": speed >= LEAST}
-
-
 def table(told: Mapping[str, Any]) -> Iterator[str]:
     """Markdown."""
     yield "| model | setting | speed | distance of latents | all right | against off |"
@@ -220,9 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(table(told)))
     for name, why in refused.items():
         print(f"{name}: {why}")
-    gates = [gate(name, told[dev][name]["speed"]) for name in ("taylorseer", "guidance")]
-    print(json.dumps({"name": "caches", "gates": gates, "clips": clips, "refused": refused, "models": told}))
-    return 0 if all(gate["ok"] for gate in gates) else 1
+    offered = ("taylorseer", "guidance")  # what is offered must be worth it
+    gates = [Gate(f"speed of Dev with cache {name}", told[dev][name]["speed"], LEAST, least=True) for name in offered]
+    return end("caches", {"clips": clips, "refused": refused, "models": told}, gates)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ fast` and without, and compares latents and what the judge sees. Prints a table 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from bench.caches import Maker, Setting, row
 from bench.guidance import CLOSE, Case, calls, step, transformer
+from bench.kit import Gate, end
 
 BACKENDS = ("native", "_native_flash", "_native_math")  # those of diffusers that a CPU has
 MODELS = ("nano-2.3-dev-t2v", "nano-2.3-distilled-t2v")
@@ -179,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model, one in made.items():
         print(f"{model}: {one}")
     apart = max(one["apart"] for one in told.values())
-    gates = [{"what": "largest distance from the plain way", "value": apart, "limit": CLOSE, "ok": apart <= CLOSE}]
-    print(json.dumps({"name": "compiled", "gates": gates, "ways": told, "clips": made}))
-    return 0 if apart <= CLOSE else 1
+    return end("compiled", {"ways": told, "clips": made}, [Gate("largest distance from the plain way", apart, CLOSE)])
 
 
 if __name__ == "__main__":

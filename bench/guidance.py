@@ -9,7 +9,6 @@ channel, which `speed.HELD` is taken from. Prints a table and, as its last line,
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.kit import Gate, end
 from modules.ltx import speed
 
 WAYS = {"one": 1, "two": 2, "all": 4}
@@ -190,10 +190,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def reckoned(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gates: what the plan reckons with is no less than what was found."""
+def reckoned(found: Mapping[str, Any]) -> list[Gate]:
+    """What the plan reckons with is no less than what was found."""
     return [
-        {"what": f"numbers held, {name}", "value": value, "limit": limit, "ok": value <= limit}
+        Gate(f"numbers held, {name}", value, limit)
         for name, batches in found.items()
         for limit in [speed.HELD["0.9" if name.startswith("0.9") else "2.x"]["own" in name]]
         for value in batches.values()
@@ -212,17 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = memory()
         for name, batches in found.items():
             print(f"{name}: {batches}")
-        gates = reckoned(found)
-        print(json.dumps({"name": "guidance", "gates": gates, "held": found}))
-        return 0 if all(gate["ok"] for gate in gates) else 1
+        return end("guidance", {"held": found}, reckoned(found))
     from modules.ltx.hosts.places import cache_folder
 
     rows = [measure(case, cache_folder(asked.cache)) for case in (QUICK if asked.quick else CASES)]
     print("\n".join(table(rows)))
     apart = max(row["apart"] for row in rows)
-    gates = [{"what": "largest distance from the pipelines' way", "value": apart, "limit": CLOSE, "ok": apart <= CLOSE}]
-    print(json.dumps({"name": "guidance", "gates": gates, "cases": rows}))
-    return 0 if apart <= CLOSE else 1
+    return end("guidance", {"cases": rows}, [Gate("largest distance from the pipelines' way", apart, CLOSE)])
 
 
 if __name__ == "__main__":

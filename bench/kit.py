@@ -78,6 +78,11 @@ def held() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+def most(state: Any) -> int:
+    """The most bytes held in a run, by its phases: each begins the system's count anew, so `held` knows the last."""
+    return max(held(), *(one.peak or 0 for one in state.timings))
+
+
 def child(module: str, *arguments: str) -> dict[str, Any]:
     """The JSON of the last line of `python -m module arguments`, in a process of its own."""
     command = [sys.executable, "-m", module, *arguments]

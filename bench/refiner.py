@@ -1,16 +1,16 @@
 """`python -m bench.refiner`: what the self-refiner costs beyond its forwards.
 
-Two calls of one pipeline with the same number of evaluations, one of plain steps, one with refined steps, in turn
-(the machine may be busy: only neighbours are compared). What is not spent in the transformer is what the seam and the
-pipeline's own loop cost; the difference of the two is the seam's. Then the whole time against evaluations, the
-saving of an early stop, and guidance reuse; a loop written down straight (every stream again in every pass, all
-predictions kept); and the most that a process of its own holds. Prints a table and, as its last line, JSON.
+Two calls of one pipeline with the same number of evaluations, one of plain steps, one with refined steps, in turn.
+Everything is the process's own seconds on one core, and only neighbours are compared: the machine may be busy. What is
+not spent in the transformer is what the seam and the pipeline's own loop cost; the difference of the two is the seam's.
+Then the whole time against evaluations, the saving of an early stop, and guidance reuse; a loop written down straight
+(every stream again in every pass, all predictions kept); and the most that a process of its own holds. Prints a table
+and, as its last line, JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -47,10 +47,10 @@ class Clock:
         transformer.register_forward_hook(self._stop)
 
     def _start(self, *_: Any) -> None:
-        self._began = time.perf_counter()
+        self._began = time.process_time()
 
     def _stop(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._began
+        self.seconds += time.process_time() - self._began
         self.calls += 1
 
 
@@ -98,14 +98,14 @@ class Subject:
         arguments = {**self.size, **self.text, **(GUIDED if guided else PLAIN), "max_sequence_length": 64}
         self.clock.seconds, self.clock.calls = 0.0, 0
         with self._scheduled(steps), contextlib.nullcontext() if refiner is None else attach(self.pipe, refiner):
-            began = time.perf_counter()
+            began = time.process_time()
             self.pipe(
                 **arguments,
                 num_inference_steps=steps,
                 output_type="latent",
                 generator=torch.Generator().manual_seed(1),
             )
-            took = time.perf_counter() - began
+            took = time.process_time() - began
         return {"seconds": took, "forward": self.clock.seconds, "calls": self.clock.calls}
 
 
@@ -123,7 +123,7 @@ def overhead(subject: Subject, rounds: int, *, guided: bool) -> dict[str, float]
 
 
 def ratios(subject: Subject, rounds: int) -> dict[str, float]:
-    """Wall time of other settings over a plain call of the same round, medians."""
+    """Time of other settings, each over that of a plain call just before it, medians."""
     cases: dict[str, dict[str, Any]] = {
         "2 passes at 5 steps": {"passes": PLAN},
         "3 passes at 5 steps": {"passes": tuple(1 + 2 * (count > 1) for count in PLAN)},
@@ -136,8 +136,8 @@ def ratios(subject: Subject, rounds: int) -> dict[str, float]:
     }
     found: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
-        plain = subject.run(None)["seconds"]
         for name, how in cases.items():
+            plain = subject.run(None)["seconds"]
             found[name].append(subject.run(**how)["seconds"] / plain)
     return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
@@ -161,13 +161,13 @@ def straight(subject: Subject, passes: tuple[int, ...]) -> float:
     finally:
         handle.remove()
     history = []
-    began = time.perf_counter()
+    began = time.process_time()
     with torch.no_grad():
         for count in passes:
             for _ in range(count):
                 seen = [transformer(*args, **keywords) for args, keywords in caught]
                 history.append([each[0] if isinstance(each, tuple) else each.sample for each in seen])
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def memory(kind: str, side: int, frames: int) -> dict[str, int]:
@@ -186,16 +186,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=512, help="width and height in pixels (512)")
     parser.add_argument("--frames", type=int, default=49, help="frames (49)")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions, of which the median counts (7)")
-    parser.add_argument("--quick", action="store_true", help="128x128, 25 frames, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="128x128, 25 frames, 5 rounds; memory at 256x256")
     parser.add_argument("--memory", choices=("plain", "refined", "straight"), help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     if asked.quick:
-        asked.side, asked.frames, asked.rounds = 128, 25, 3
+        asked.side, asked.frames, asked.rounds = 128, 25, 5
     if asked.memory:
         return end("refiner_memory", memory(asked.memory, asked.side, asked.frames))
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         subject = Subject(asked.side, asked.frames, Path(cache))
         subject.run(PLAN)
@@ -206,31 +206,30 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "plain": overhead(subject, asked.rounds, guided=False),
                 "guided": overhead(subject, asked.rounds, guided=True),
             },
-            "wall_over_plain": ratios(subject, max(3, asked.rounds // 2)),
+            "over_plain": ratios(subject, asked.rounds),
             "refined_over_straight": statistics.median(
-                subject.run(PLAN, guided=True)["seconds"] / straight(subject, PLAN)
-                for _ in range(max(3, asked.rounds // 2))
+                subject.run(PLAN, guided=True)["seconds"] / straight(subject, PLAN) for _ in range(asked.rounds)
             ),
         }
-    size = ("--side", str(asked.side), "--frames", str(asked.frames))
+    size = ("--side", "256" if asked.quick else str(asked.side), "--frames", str(asked.frames))
     kinds = ("plain", "refined", "straight")
     told["above_loaded"] = {kind: child("bench.refiner", "--memory", kind, *size)["above"] for kind in kinds}
     for name, row in told["overhead"].items():
         print(f"seam beside the forwards, {name}: {100 * row['overhead']:.2f} % of {row['seconds']:.2f} s")
-    for name, value in told["wall_over_plain"].items():
+    for name, value in told["over_plain"].items():
         print(f"{name}: {value:.2f} x the plain 8 steps")
     print(f"refined over a loop written down straight, both guided: {told['refined_over_straight']:.2f}")
     for kind, most in told["above_loaded"].items():
         print(f"held above the loaded model, {kind}: {most / 2**20:.0f} MiB")
     beside, most = told["overhead"], told["above_loaded"]
-    return end("refiner", told, gates(told["wall_over_plain"], beside, most))
+    return end("refiner", told, gates(told["over_plain"], beside, most))
 
 
-def gates(walls: Mapping[str, float], beside: Mapping[str, Any], most: Mapping[str, int]) -> list[Gate]:
-    early = walls["9 passes at 2 steps, certain at once"] / walls["9 passes at 2 steps"]
+def gates(over: Mapping[str, float], beside: Mapping[str, Any], most: Mapping[str, int]) -> list[Gate]:
+    early = over["9 passes at 2 steps, certain at once"] / over["9 passes at 2 steps"]
     return [
         *(Gate(f"seam's share of denoising, {name}", row["overhead"], SEAM) for name, row in beside.items()),
-        Gate("2 passes at 5 steps over plain; evaluations 13 / 8", walls["2 passes at 5 steps"], 1.1 * 13 / 8),
+        Gate("2 passes at 5 steps over plain; evaluations 13 / 8", over["2 passes at 5 steps"], 1.1 * 13 / 8),
         Gate("certain at once over 9 passes; evaluations 10 / 24", early, 1.15 * 10 / 24),
         Gate("memory, refined over a loop written down straight", most["refined"] / most["straight"], 1.05),
     ]

@@ -9,6 +9,7 @@ JSON.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -167,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     from PIL import Image
 
+    # As bench.quantizing: SDNQ would compile its unpacking, minutes for a model as small as this.
+    os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
     rounds = 5 if asked.quick else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

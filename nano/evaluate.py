@@ -105,10 +105,16 @@ class Maker:
                 state = stage(state, self.host)
             with self.host.pipeline(plan.caps, plan.stages[-1].pipeline or plan.caps.pipeline) as pipe:
                 assert state.delivered_audio is not None
-                heard = decode.sound(pipe, state.delivered_audio)
+                device = self.host.device(pipe)
+                heard = decode.sound(pipe, state.delivered_audio, device=device)
                 generator = torch.Generator("cpu").manual_seed(seed)
                 chunks = decode.frames(
-                    pipe, _for_vae(pipe, state), plan.decode, generator=generator, before_tile=lambda: None
+                    pipe,
+                    _for_vae(pipe, state),
+                    plan.decode,
+                    device=device,
+                    generator=generator,
+                    before_tile=lambda: None,
                 )
                 frames = np.concatenate([np.asarray(chunk) for chunk in chunks])
         if mode.enlarge:

@@ -246,10 +246,10 @@ def test_decoding_is_what_the_pipeline_decodes(host: EmbeddedHost, cache: Path, 
     assert state.delivered_audio is not None
     with host.pipeline(plan.caps, plan.caps.pipeline) as resident:
         chunks = decode.frames(
-            resident, _video(state), plan.decode, generator=torch.Generator(), before_tile=lambda: None
+            resident, _video(state), plan.decode, device="cpu", generator=torch.Generator(), before_tile=lambda: None
         )
         made = np.concatenate(list(chunks))
-        sound = decode.sound(resident, state.delivered_audio)
+        sound = decode.sound(resident, state.delivered_audio, device="cpu")
     assert np.array_equal(made, (frames[0] * 255).round().astype(np.uint8))
     assert np.array_equal(sound.waveform, waveform[0].float().numpy())
     assert sound.rate == 16000

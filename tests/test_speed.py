@@ -117,7 +117,7 @@ def test_where_two_fit_by_the_numbers() -> None:
     """22B at 768x512, 121 frames: 6144 tokens of 4096 channels, 26 numbers each."""
     made = make("LTXVideo 2.3 22B T2V", width=768, height=512, frames=121)
     [stage] = made.stages
-    assert speed.held(made.caps, stage) == 26 * 4096 * 6144
+    assert speed.numbers_held(made.caps, stage) == 26 * 4096 * 6144
     assert speed.fitting(made.caps, stage, 2 * 26 * 4096 * 6144) == "two"
     assert speed.fitting(made.caps, stage, 2 * 26 * 4096 * 6144 - 1) == "one"
     assert made.to_json()["memory"]["activations"] == pytest.approx(2 * 2 * 26 * 4096 * 6144 / 1e9, abs=0.01)

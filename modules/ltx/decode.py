@@ -75,6 +75,7 @@ def frames(
     latents: torch.Tensor,
     plan: DecodePlan,
     *,
+    device: Any,
     generator: torch.Generator,
     before_tile: Callable[[], None],
     poll: Callable[[], None] = lambda: None,
@@ -85,7 +86,6 @@ def frames(
     run, and may raise to cancel.
     """
     vae = pipe.vae
-    device = pipe._execution_device
     latents, timestep = _noised(latents, plan, generator)
     temb = None if timestep is None else timestep.to(device, vae.dtype)
 
@@ -98,6 +98,7 @@ def frames(
 
     for pixels in decode_tiles(decode, latents, plan, vae.temporal_compression_ratio):
         yield from _chunks(pixels)
+        del pixels  # a view of the whole tile, and the next one is decoded before the loop lets go of it
 
 
 def diffused(
@@ -135,10 +136,9 @@ def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
     return frames
 
 
-def sound(pipe: Any, latents: torch.Tensor, poll: Callable[[], None] = lambda: None) -> Sound:
+def sound(pipe: Any, latents: torch.Tensor, *, device: Any, poll: Callable[[], None] = lambda: None) -> Sound:
     """Sound latents (1, channels, length, mel bins) to a waveform at the vocoder's own sample rate. `poll` comes before
     each of the two models and may raise to cancel."""
-    device = pipe._execution_device
     poll()
     with torch.no_grad(), borrow.forward_hook(pipe.vocoder, poll):
         mel = pipe.audio_vae.decode(latents.to(device, pipe.audio_vae.dtype), return_dict=False)[0]

@@ -43,7 +43,7 @@ def _predicted(state: State, host: Host) -> int | None:
         head = getattr(pipe, "duration_head", None)
         if head is None or embeds is None:
             return None
-        device = pipe._execution_device
+        device = host.device(pipe)
         side = getattr(pipe.tokenizer, "padding_side", "left")
         video, sound, _ = pipe.connectors(embeds.prompt.to(device), embeds.prompt_mask.to(device), padding_side=side)
         return int(

@@ -61,6 +61,9 @@ class Host(Protocol):
     def base_pass(self, pipe: Any, args: Mapping[str, Any], plan: Plan) -> Any:
         """Run the base pass (stage 1) of `plan`. The host may add what it adds to every generation."""
 
+    def device(self, pipe: Any) -> Any:
+        """Where a lent pipeline computes, wherever its weights wait. A pipeline would look through all its modules."""
+
     def denoise_callback(self) -> DenoiseCallback | None:
         """The registered self-refiner; None where the extension is missing. Costs no torch."""
 

@@ -173,12 +173,10 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
     last = plan.stages[-1].pipeline or plan.caps.pipeline
     with borrow.folder(path.parent) as folder, host.pipeline(plan.caps, last) as pipe:
         sweep_partials(folder, STALE)
-        sound = None if state.delivered_audio is None else decode.sound(pipe, state.delivered_audio, host.poll)
+        heard, device = state.delivered_audio, host.device(pipe)
+        sound = None if heard is None else decode.sound(pipe, heard, device=device, poll=host.poll)
         state, frames = _frames(state, host, pipe, before_tile)
-        digests = (
-            latents_digest(latents),
-            None if state.delivered_audio is None else latents_digest(state.delivered_audio),
-        )
+        digests = latents_digest(latents), None if heard is None else latents_digest(heard)
         written = write_video(
             path,
             frames,
@@ -188,6 +186,7 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
             encoding=encoding,
             on_frame=on_frame,
             poll=host.poll,
+            waiting=plan.decode.tile_frames,
             pictures={f"{done.stage}-uncertainty": done.picture for done in state.refined if done.picture is not None},
         )
     media = Media(
@@ -226,8 +225,9 @@ def _frames(
         said = f"decoded by the VAE instead of the diffusion decoder: {reason}"
         state = replace(state, notes=(*state.notes, said))
         host.free("decoder")
+    device = host.device(pipe)
     return state, decode.frames(
-        pipe, latents, plan.decode, generator=generator(), before_tile=before_tile, poll=host.poll
+        pipe, latents, plan.decode, device=device, generator=generator(), before_tile=before_tile, poll=host.poll
     )
 
 
@@ -237,7 +237,8 @@ def drawn(state: State, host: Host) -> Image.Image:
     wanted = sorted({0, (plan.frames - 1) // 2, plan.frames - 1})
     with host.lock(), _phase("decode", plan, host), host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
         seed = torch.Generator("cpu").manual_seed(seed_for(state.seed, "decode"))
-        chunks = decode.frames(pipe, _for_vae(pipe, state), plan.decode, generator=seed, before_tile=host.poll)
+        latents, device = _for_vae(pipe, state), host.device(pipe)
+        chunks = decode.frames(pipe, latents, plan.decode, device=device, generator=seed, before_tile=host.poll)
         every = (frame for chunk in chunks for frame in chunk)
         return Image.fromarray(np.concatenate([frame for n, frame in enumerate(every) if n in wanted], axis=1))
 

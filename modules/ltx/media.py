@@ -21,7 +21,7 @@ from av.audio.stream import AudioStream
 from av.codec.context import ThreadType
 from av.container import OutputContainer
 from av.packet import Packet
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -107,12 +107,14 @@ def write_video(
     on_frame: Callable[[int], None] | None = None,
     poll: Callable[[], None] = lambda: None,
     pictures: Mapping[str, Image] | None = None,
+    waiting: int = AHEAD,
 ) -> Written:
     """Encodes `frames` to the mp4 at `path`, replacing an mp4 of that name, and says what was written.
 
     `frames` yields uint8 RGB chunks (n, H, W, 3), n >= 1, all of one even H and W. `sound` is cut, or
     padded with silence, to the length of the frames. `metadata` must be JSON-serialisable.
-    Encoding goes on while `frames` makes the next ones, at most AHEAD behind them.
+    Encoding goes on while `frames` makes the next ones, at most `waiting` behind them: where frames come a tile at a
+    time, a tile, or the next one has to wait for the encoder.
     `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel. So may `poll`,
     which runs in front of each frame in the encoder's own thread, or that would go on with what it was given; and after
     each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go `<stem>.jpg` and the
@@ -142,7 +144,7 @@ def write_video(
                 outputs.add(image, movie.frames)
                 movie.add(image)
 
-        with ahead(add, most=AHEAD, on_done=on_frame) as feed:
+        with ahead(add, most=waiting, on_done=on_frame) as feed:
             for image in images:
                 feed(image)
         with _host_errors(path.parent):
@@ -194,6 +196,7 @@ class _Movie:
     ) -> None:
         self.frames = 0
         self._rate, self._pix_fmt = rate, encoding.pix_fmt
+        self._colours = VideoReformatter()  # one for all frames: a frame's own builds its tables anew
         self._container = container
         self._video = _video_stream(container, size, rate, encoding)
         self._track = None if sound is None else _SoundTrack(container, sound, encoding.audio_bitrate)
@@ -203,7 +206,8 @@ class _Movie:
         container.start_encoding()
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+        frame = self._colours.reformat(
+            av.VideoFrame.from_ndarray(image, format="rgb24"),
             format=self._pix_fmt,
             src_colorspace=Colorspace.ITU709,
             dst_colorspace=Colorspace.ITU709,

@@ -82,7 +82,7 @@ def _tiles(decode: DecodePlan) -> Tiles:
 
 
 def _denoising(plan: Plan, stage: StagePlan) -> int:
-    return BYTES * speed.held(plan.caps, stage, speed.at_once(stage))
+    return BYTES * speed.numbers_held(plan.caps, stage, speed.at_once(stage))
 
 
 def _smaller_tiles(plan: Plan) -> list[Saving]:

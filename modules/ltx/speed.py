@@ -140,7 +140,7 @@ def made_anew(index: int) -> bool:
     return index < FIRST or (index - FIRST - 1) % KEPT == 0
 
 
-def held(caps: Caps, stage: StagePlan, batch: int = 1) -> int:
+def numbers_held(caps: Caps, stage: StagePlan, batch: int = 1) -> int:
     """Numbers that a forward of `batch` predictions holds at its peak, to first order."""
     each = HELD[caps.family][stage.pipeline not in (T2V, T2V_09)]
     return each * caps.transformer_width * stage.tokens * batch
@@ -155,7 +155,7 @@ def at_once(stage: StagePlan) -> int:
 
 def activations_gb(caps: Caps, stages: Iterable[StagePlan]) -> float:
     """GB (bf16, two bytes a number) that the largest forward of the stages holds beside the weights, as planned."""
-    return round(max(2 * held(caps, stage, at_once(stage)) for stage in stages if stage.sigmas) / 1e9, 2)
+    return round(max(2 * numbers_held(caps, stage, at_once(stage)) for stage in stages if stage.sigmas) / 1e9, 2)
 
 
 def fitting(caps: Caps, stage: StagePlan, room: int) -> str:
@@ -163,4 +163,4 @@ def fitting(caps: Caps, stage: StagePlan, room: int) -> str:
     made for; one otherwise."""
     if stage.speed.batch != AUTO:
         return stage.speed.batch
-    return ONE if stage.uses_cfg and held(caps, stage, 2) > room else TWO
+    return ONE if stage.uses_cfg and numbers_held(caps, stage, 2) > room else TWO

@@ -80,7 +80,7 @@ def _embedded(pipe: Any, host: Host, plan: Plan, text: str) -> tuple[torch.Tenso
     if found is None:
         # One text at a time: diffusers encodes prompt and negative prompt apart from one another, too.
         asked = {"prompt": text, "do_classifier_free_guidance": False, "max_sequence_length": length}
-        embeds, mask, *_ = pipe.encode_prompt(**asked)
+        embeds, mask, *_ = pipe.encode_prompt(**asked, device=host.device(pipe))
         found = embeds.cpu(), mask.cpu()
         kept.put(key, found)
     return found
@@ -156,7 +156,7 @@ def _ready(state: State, host: Host, stage: StagePlan) -> Iterator[tuple[Any, di
         generator = torch.Generator("cpu").manual_seed(seed_for(state.seed, stage.name))
         attached = borrowed.enter_context(_attached(state, host, stage, pipe, generator))
         args = {
-            **_embeds_args(state, stage, pipe),
+            **_embeds_args(state, stage, host.device(pipe)),
             "generator": generator,
             "callback_on_step_end": _progress(state, host, stage, attached),
             "callback_on_step_end_tensor_inputs": ["latents"],
@@ -210,9 +210,9 @@ def _latent_grid(caps: Caps, stage: StagePlan) -> tuple[int, int, int]:
     return (stage.frames - 1) // caps.frame_ratio + 1, stage.height // caps.grid, stage.width // caps.grid
 
 
-def _embeds_args(state: State, stage: StagePlan, pipe: Any) -> dict[str, Any]:
+def _embeds_args(state: State, stage: StagePlan, device: Any) -> dict[str, Any]:
     """Prompt embeddings on the pipeline's device; the negative ones only where this stage runs CFG."""
-    embeds, device = state.embeds, pipe._execution_device
+    embeds = state.embeds
     if embeds is None:
         raise LTXError(f"{stage.name}: the prompt was not encoded")
     args = {"prompt_embeds": embeds.prompt.to(device), "prompt_attention_mask": embeds.prompt_mask.to(device)}

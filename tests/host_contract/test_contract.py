@@ -177,6 +177,12 @@ def test_the_transformer_sees_the_sigmas_of_the_plan(under_test: Under, model: s
     assert seen == [round(sigma, 4) for stage in plan.stages for sigma in stage.sigmas]
 
 
+def test_a_lent_pipeline_computes_where_the_host_says(under_test: Under) -> None:
+    plan, host = asked(under_test, "nano-2.3-distilled-t2v"), under_test.host()
+    with host.lock(), host.pipeline(plan.caps, plan.caps.pipeline) as pipe:
+        assert torch.device(host.device(pipe)) == pipe._execution_device
+
+
 def test_no_latent_is_decoded_before_the_decode_phase(under_test: Under) -> None:
     plan = asked(under_test, "nano-2.3-distilled-t2v", refine=True, width=128, height=128)
     run(plan, under_test.host())

@@ -247,6 +247,9 @@ class EmbeddedHost:
     def base_pass(self, pipe: Any, args: Mapping[str, Any], plan: Plan) -> Any:
         return pipe(**args)
 
+    def device(self, pipe: Any) -> str:
+        return "cpu" if self._resident is None else self._resident.machine.device
+
     def room(self, caps: Caps) -> int:
         resident = self._load(caps)
         vae = next(iter(resident.pipes.values())).vae

@@ -172,16 +172,24 @@ def natten_missing() -> str:
     return "" if _version("kernels") is not None else "needs the package kernels (pip install kernels)"
 
 
-@cache  # asked at every plan, and read from files each time; what is installed stays as it is
+@cache  # asked at every plan and file, and read from files each time; what is installed stays as it is
+def _said(package: str) -> str:
+    """A package's version; empty where there is no such package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def _version(package: str) -> tuple[int, int] | None:
     try:
-        major, minor = importlib.metadata.version(package).split(".")[:2]
+        major, minor = _said(package).split(".")[:2]
         return int(major), int(minor)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+    except ValueError:
         return None
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a result."""
     names = ("torch", "diffusers", "transformers", "av")
-    return {name: importlib.metadata.version(name) for name in names if _version(name) is not None}
+    return {name: said for name in names if (said := _said(name))}

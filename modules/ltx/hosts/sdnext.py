@@ -248,6 +248,9 @@ class SDNextHost:
     def weights(self, lora: LoraPlan) -> tuple[str, dict[str, Any]]:
         return self._places.lora(lora)
 
+    def device(self, pipe: Any) -> Any:
+        return pipe._execution_device  # the UI moves models as it sees fit
+
     def base_pass(self, pipe: Any, args: Mapping[str, Any], plan: Plan) -> Any:
         """Through `process_images`, which adds the UI's modifiers, callbacks, infotext and history.
 
