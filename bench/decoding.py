@@ -22,7 +22,7 @@ SIDE = 256
 ALONE = "one core for decoding"
 SLOWER = 1.1  # of the slower of the two
 FLAT = 1.25  # the most that the longest clip may hold over one of three tiles
-FRAMES = 241  # ten seconds, seven tiles: the frames of the last one have nothing to hide behind, so it takes several
+FRAMES = 481  # twenty seconds, 15 tiles: the frames of the last one have nothing to hide behind, so it takes several
 LENGTHS = (97, 193, 481)  # frames; 97 is three tiles
 
 

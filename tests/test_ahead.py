@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import pytest
 
-from modules.ltx.ahead import ahead
+from modules.ltx.ahead import NICENESS, ahead, beside
 
 
 def test_all_is_done_in_order_in_one_other_thread_and_told_where_it_is_fed() -> None:
@@ -90,3 +92,17 @@ def test_an_error_of_who_feeds_stops_the_work(error: type[BaseException]) -> Non
     with pytest.raises(error):
         feeding()
     assert done == [0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_what_works_stands_back_and_what_feeds_does_not() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen: list[int] = []
+    mine = niceness()
+    with ahead(lambda _: seen.append(niceness()), most=2, on_done=None) as feed:
+        feed(None)
+    assert seen == [max(mine, NICENESS)]
+    assert beside(niceness) == seen[0]
+    assert niceness() == mine

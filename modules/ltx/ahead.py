@@ -5,14 +5,35 @@ Does not know what is worked on.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+# Of 19. What is worked on comes from the thread that feeds: whenever that wants a core, it comes first.
+NICENESS = 10
+
+
+def _stand_back() -> None:
+    """The calling thread, and threads that it starts, let others go first. Linux alone has a niceness for each."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, NICENESS))
+
+
+def beside(make: Callable[[], R]) -> R:
+    """What `make` returns, called in a thread that stands back: so do all threads that what was made keeps."""
+    with ThreadPoolExecutor(1, initializer=_stand_back) as thread:
+        return thread.submit(make).result()
 
 
 @contextmanager
@@ -39,7 +60,7 @@ def ahead(
         settle(most - 1)
         waiting.append(thread.submit(work, thing))
 
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ltx-ahead")
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ltx-ahead", initializer=_stand_back)
     try:
         yield feed
         settle(0)
