@@ -149,7 +149,7 @@ class Distilled(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 2750,
+        steps: int = 1300,
         *,
         compiled: bool = False,
     ) -> None:
@@ -190,7 +190,7 @@ class Lora(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 1340,
+        steps: int = 600,
         *,
         compiled: bool = False,
     ) -> None:
