@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from modules.ltx.ahead import NICENESS, ahead, beside
+from modules.ltx.ahead import NICENESS, ahead, standing_back
 
 
 def test_all_is_done_in_order_in_one_other_thread_and_told_where_it_is_fed() -> None:
@@ -104,5 +104,5 @@ def test_what_works_stands_back_and_what_feeds_does_not() -> None:
     with ahead(lambda _: seen.append(niceness()), most=2, on_done=None) as feed:
         feed(None)
     assert seen == [max(mine, NICENESS)]
-    assert beside(niceness) == seen[0]
+    assert standing_back(niceness) == seen[0]
     assert niceness() == mine

@@ -1,4 +1,5 @@
-"""Work that goes on beside the work that feeds it: in order, in one other thread, with only so much of it waiting.
+"""Work that goes on beside the work that feeds it: in order, in one other thread that stands back, with only so much
+of it waiting.
 
 Does not know what is worked on.
 """
@@ -30,7 +31,7 @@ def _stand_back() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, NICENESS))
 
 
-def beside(make: Callable[[], R]) -> R:
+def standing_back(make: Callable[[], R]) -> R:
     """What `make` returns, called in a thread that stands back: so do all threads that what was made keeps."""
     with ThreadPoolExecutor(1, initializer=_stand_back) as thread:
         return thread.submit(make).result()

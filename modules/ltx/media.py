@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from modules.ltx.ahead import ahead, beside
+from modules.ltx.ahead import ahead, standing_back
 from modules.ltx.errors import HostError, RequestError
 from modules.ltx.media_codecs import CODECS, THREADS
 from modules.ltx.media_files import Outputs
@@ -137,7 +137,7 @@ def write_video(
         with _host_errors(path.parent):
             container = stack.enter_context(_open(outputs.temp(path)))
             # The encoder's own threads must not take the cores that the next frames are made on.
-            movie = beside(lambda: _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding))
+            movie = standing_back(lambda: _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding))
 
         def add(image: NDArray[np.uint8]) -> None:
             poll()
