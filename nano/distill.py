@@ -1,9 +1,10 @@
 """Trains what needs few steps: the Distilled transformer, and the stage-2 LoRA for Dev.
 
-Distilled learns where Dev arrives in small steps at the next of the published sigmas, so that eight steps do what
-thirty did: from noised clips, and from where its own steps have brought it, so that it mends what it does wrong itself.
-Both learn stage 2 in the same way: upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them in
-small steps. The teacher is not guided: in this world guidance costs shapes (docs/nano.md), and half of the forwards.
+Distilled learns eight steps on the published sigmas. From words it goes to that clip of all they can mean which is
+nearest to what it is about to make (`nano.nearest`), mostly from where its own steps have brought it, so that it mends
+what it does wrong itself. From pictures, and at other sizes, it learns where Dev arrives in small steps at the next
+sigma. Both learn stage 2 like that, too: upsampled latents, noised to the three stage-2 sigmas, go where Dev takes them.
+The teacher is Dev before `nano.captions`, and not guided: its prompts are met without, and that is half of the forwards.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from nano import pool, prompts
 from nano.half import Compiled, Half
+from nano.nearest import Meant
 from nano.pool import Kind
 from nano.transformer import (
     KINDS,
@@ -42,6 +44,10 @@ from nano.upsampler import unpack
 # How often each of the eight intervals is drawn, and in how many steps the teacher crosses it. A clip of 64 tokens
 # takes shape between 0.975 and 0.725: one step of Dev's own velocity would go to the mean of what is possible.
 _INTERVALS = ((0.07, 1), (0.07, 1), (0.07, 1), (0.09, 1), (0.22, 3), (0.2, 2), (0.14, 2), (0.14, 2))
+# How often each of the eight sigmas is drawn where the nearest clip is the aim: at the first it is chosen.
+_NEAREST = (0.26, 0.1, 0.1, 0.1, 0.12, 0.12, 0.1, 0.1)
+_OWN_NEAREST = 0.75  # of those batches, those that begin where the student's own steps have led
+_STAGE2 = 0.2  # of Distilled's batches
 LORA_RANK = 32
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 _TOKENS = 64 * 32
@@ -156,31 +162,66 @@ class Distilled(FromDev):
         # Short clips are for Dev, which has to see many shapes.
         kinds = tuple(kind for kind in KINDS if kind != SHORT)
         super().__init__(pools, weights, stage2, steps, kinds, compiled=compiled)
+        self.meant = {kind: Meant(pools, kind) for kind in (SMALL, LARGE)}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        if rng.random() < 0.25:
+        if rng.random() < _STAGE2:
             seen, heard = self.refine_loss(rng)
             return seen + SOUND_WEIGHT * heard, {"stage2": float(seen.detach())}
         kind, columns, said = self.draw(rng, rng, _TOKENS)
         mode, text = draw_mode(rng, KINDS[kind].pictured), self.embed(said)
+        if mode == "text" and kind in self.meant:
+            seen, heard = self.nearest_loss(kind, columns, said, text, rng)
+        else:
+            seen, heard = self.teacher_loss(kind, columns, mode, text, rng)
+        return seen + SOUND_WEIGHT * heard, {"video": float(seen.detach()), "sound": float(heard.detach())}
+
+    def nearest_loss(
+        self,
+        kind: Kind,
+        columns: Mapping[str, Tensor],
+        said: Sequence[str],
+        text: Mapping[str, Tensor],
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Errors of picture and sound on the way to that clip, of all the prompt can mean, which is nearest to what the
+        student is about to make (`nano.nearest`): mostly from where its own steps from pure noise have led it."""
+        which = int(rng.choice(len(DISTILLED_SIGMAS), p=_NEAREST))
+        sigma, own = DISTILLED_SIGMAS[which], rng.random() < _OWN_NEAREST
+        level = torch.full((len(said),), DISTILLED_SIGMAS[0] if own else sigma)
+        batch, _, _ = make_batch(columns, kind, level, "text")
+        if own:
+            batch = travelled(self.half, batch, text, DISTILLED_SIGMAS[: which + 1])
+        batch = replace(batch, sigma=torch.full_like(batch.sigma, sigma))
+        video, heard = batch.forward(self.half, text)
+        scenes = [pool.scene(int(index)) for index in columns["index"]]
+        meant, sound = self.meant[kind].nearest(batch.video - sigma * video.detach().float(), scenes, said)
+        silent = torch.tensor([scene.silent for scene in scenes])[:, None, None]
+        sound = torch.where(silent, columns["sound"], sound)
+        hiss = (batch.sound - sound) / sigma
+        return batch.error(video, (batch.video - meant) / sigma), (heard.float() - hiss).square().mean()
+
+    def teacher_loss(
+        self, kind: Kind, columns: Mapping[str, Tensor], mode: str, text: Mapping[str, Tensor], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Errors of picture and sound on the way to where the teacher arrives at the next sigma."""
         shares = np.array([share for share, _ in _INTERVALS])
         which = int(rng.choice(len(shares), p=shares / shares.sum()))
         first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
         own = mode == "text" and rng.random() < _OWN
-        level = torch.full((len(said),), DISTILLED_SIGMAS[0] if own else first)
+        level = torch.full((len(columns["video"]),), DISTILLED_SIGMAS[0] if own else first)
         batch, _, _ = make_batch(columns, kind, level, mode)
         if own:
             batch = travelled(self.half, batch, text, DISTILLED_SIGMAS[: which + 1])
         batch = replace(batch, sigma=torch.full_like(batch.sigma, first))
         there = travelled(self.teacher, batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
         video, heard = batch.forward(self.half, text)
-        seen = batch.error(video, (batch.video - there.video) / (first - last))
-        sound_error = (heard.float() - (batch.sound - there.sound) / (first - last)).square().mean()
-        return seen + SOUND_WEIGHT * sound_error, {"video": float(seen.detach()), "sound": float(sound_error.detach())}
+        hiss = (batch.sound - there.sound) / (first - last)
+        return batch.error(video, (batch.video - there.video) / (first - last)), (heard.float() - hiss).square().mean()
 
 
 class Lora(FromDev):
-    """A LoRA on the frozen Dev transformer, for stage 2 only."""
+    """A LoRA on the frozen Dev transformer as it is `shipped`, for stage 2 only; its teacher's captions were right."""
 
     name = "lora"
     lr = 2e-3
@@ -190,6 +231,7 @@ class Lora(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
+        shipped: Mapping[str, Tensor],
         steps: int = 600,
         *,
         compiled: bool = False,
@@ -197,6 +239,7 @@ class Lora(FromDev):
         from peft import LoraConfig
 
         super().__init__(pools, weights, stage2, steps, kinds=(SMALL, LARGE), compiled=compiled)
+        self.transformer.load_state_dict(shipped)
         self.transformer.requires_grad_(False)
         config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=list(LORA_LAYERS))
         self.transformer.add_adapter(config)

@@ -19,17 +19,18 @@ from nano import prompts, sound, world
 
 @dataclass(frozen=True)
 class Kind:
-    """The size of the clips in a pool, and whether their objects may be `anywhere` or only where
-    `world.placed` puts them."""
+    """The size of the clips in a pool, and whether their objects may be `anywhere` or only where `world.placed`
+    puts them; `every`: not scenes by chance, but each that words alone can mean, once."""
 
     width: int
     height: int
     frames: int
     anywhere: bool = False
+    every: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.width}x{self.height}x{self.frames}{'-anywhere' if self.anywhere else ''}"
+        return f"{self.width}x{self.height}x{self.frames}{'-anywhere' * self.anywhere}{'-every' * self.every}"
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -84,9 +85,10 @@ def make(folder: Path, kind: Kind, count: int, vae: Any, audio_vae: Any, *, rank
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = []
+    scenes = world.every().__getitem__ if kind.every else scene
     indices = list(range(rank, count, workers))
     for start in range(0, len(indices), 8):
-        drawn = [clip(scene(index), kind) for index in indices[start : start + 8]]
+        drawn = [clip(scenes(index), kind) for index in indices[start : start + 8]]
         parts.append(encode(vae, audio_vae, *(torch.stack(column) for column in zip(*drawn, strict=True))))
     columns = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
     new = file.with_suffix(".new")

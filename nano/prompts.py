@@ -6,7 +6,7 @@ import numpy as np
 
 from nano.world import Scene
 
-_OTHER = {"ball": "circle", "small": "little", "big": "large", "gray": "grey"}
+OTHER = {"ball": "circle", "small": "little", "big": "large", "gray": "grey"}
 
 
 def plain(scene: Scene) -> str:
@@ -19,7 +19,7 @@ def plain(scene: Scene) -> str:
 def varied(scene: Scene, rng: np.random.Generator) -> str:
     """Any of the ways to say it: order, articles, synonyms; sometimes size or background is left open."""
     size, colour, shape, ground = (
-        _OTHER.get(word, word) if rng.random() < 0.2 else word
+        OTHER.get(word, word) if rng.random() < 0.2 else word
         for word in (scene.size, scene.colour, scene.shape, scene.background)
     )
     moving = scene.motion

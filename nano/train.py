@@ -8,6 +8,7 @@ Stages, in order; each needs what stands before it:
   upsampler   the 2x latent upsampler
   dev         the Dev transformer and the text connectors
   distilled   the Distilled transformer, from Dev
+  captions    Dev goes on, with captions that are sometimes wrong: what is shipped as Dev
   lora        the stage-2 LoRA of Dev
   export      writes the trained weights to where the project ships them
   all         everything
@@ -21,12 +22,12 @@ import argparse
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "distilled", "lora", "export")
-_SHARED = ("vae", "pool", "dev", "distilled", "lora")  # stages that gain from several workers
+STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "distilled", "captions", "lora", "export")
+_SHARED = ("vae", "pool", "dev", "distilled", "captions", "lora")  # stages that gain from several workers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,8 +109,8 @@ def run(order: Order, rank: int = 0) -> None:
 def _pool(folder: Path, rank: int, workers: int) -> None:
     import torch
 
-    from nano import pool, weights
-    from nano.transformer import KINDS
+    from nano import pool, weights, world
+    from nano.transformer import KINDS, LARGE, SMALL
 
     if rank > 0:
         torch.distributed.barrier()  # the first worker measures the statistics, the others read them
@@ -118,11 +119,15 @@ def _pool(folder: Path, rank: int, workers: int) -> None:
         torch.distributed.barrier()
     for kind, share in KINDS.items():
         pool.make(folder / "pool", kind, share.clips, vae, audio_vae, rank=rank, workers=workers)
+    for kind in (SMALL, LARGE):
+        whole = replace(kind, every=True)
+        pool.make(folder / "pool", whole, len(world.every()), vae, audio_vae, rank=rank, workers=workers)
 
 
 def _task(order: Order) -> Any:
     from nano import weights
     from nano.audio import AudioVae, Vocoder
+    from nano.captions import Captions
     from nano.distill import Distilled, Lora, Stage2
     from nano.loop import averaged_weights
     from nano.transformer import Dev
@@ -140,11 +145,15 @@ def _task(order: Order) -> Any:
     statistics = (vae.latents_mean, vae.latents_std)
     if stage == "upsampler":
         return Upsampler(pools, statistics)
+    dev = {name: averaged_weights(folder, "dev", name) for name in ("transformer", "connectors")}
+    if stage == "captions":
+        return Captions(pools, dev, compiled=compiled)
     upsampler = new_upsampler()
     upsampler.load_state_dict(averaged_weights(folder, "upsampler", "upsampler"))
     stage2 = Stage2(pools, upsampler, statistics)
-    trained = {name: averaged_weights(folder, "dev", name) for name in ("transformer", "connectors")}
-    return (Distilled if stage == "distilled" else Lora)(pools, trained, stage2, compiled=compiled)
+    if stage == "distilled":
+        return Distilled(pools, dev, stage2, compiled=compiled)
+    return Lora(pools, dev, stage2, averaged_weights(folder, "captions", "transformer"), compiled=compiled)
 
 
 if __name__ == "__main__":

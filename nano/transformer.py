@@ -59,9 +59,6 @@ _TOKENS_PER_BATCH = 64 * 32
 # the steps before (Ning et al. 2023, arXiv 2301.11706). Whether it helped here is not shown: docs/nano.md.
 _SPREAD = 1.15
 _DROP_TEXT = 0.12
-# The step from which on the connectors stay as they are, so that Distilled and the LoRA, which share them, outlast
-# further training of Dev.
-_CONNECTORS_UNTIL = 13600
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
 SOUND_WEIGHT = 0.4
 GUIDANCE = 3.0
@@ -242,6 +239,9 @@ def new_connectors() -> Any:
 class Dev:
     name = "dev"
     lr = 6e-3
+    # The step from which on the connectors stay as they are, so that Distilled and the LoRA, which share them, outlast
+    # further training of Dev.
+    connectors_until = 13600
 
     def __init__(
         self, pools: Path, steps: int = 19800, kinds: Sequence[Kind] = tuple(KINDS), *, compiled: bool = False
@@ -257,10 +257,10 @@ class Dev:
         return {"transformer": self.transformer, "connectors": self.connectors}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        self.connectors.requires_grad_(step < _CONNECTORS_UNTIL)
+        self.connectors.requires_grad_(step < self.connectors_until)
         shared = np.random.default_rng(step)  # workers with batches of one sort do not wait for each other
         kind, columns, said = self.draw(shared, rng, _TOKENS_PER_BATCH)
-        said = ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
+        said = self.captions(said, rng)
         mode = draw_mode(shared, KINDS[kind].pictured)
         batch, velocity, hiss = make_batch(columns, kind, draw_sigma(rng, len(said)), mode, spread=_SPREAD)
         video, heard = batch.forward(self.half, self.embed(said), isolate=bool(shared.random() < _ISOLATE))
@@ -268,6 +268,10 @@ class Dev:
         sound_error = (heard.float() - hiss).square().mean()
         figures = {"video": float(seen.detach()), "sound": float(sound_error.detach())}
         return seen + SOUND_WEIGHT * sound_error, figures
+
+    def captions(self, said: Sequence[str], rng: np.random.Generator) -> list[str]:
+        """What the model is told of clips that `said` describes: at times nothing."""
+        return ["" if rng.random() < _DROP_TEXT else prompt for prompt in said]
 
     def draw(
         self, shared: np.random.Generator, rng: np.random.Generator, tokens: int

@@ -70,19 +70,22 @@ _HOMES = {
     "audio_vae": ("audio_vae", "audio_vae"),
     "vocoder": ("vocoder", "vocoder"),
     "connectors": ("dev", "connectors"),
-    "transformer-dev": ("dev", "transformer"),
+    "transformer-dev": ("captions", "transformer"),
     "transformer-distilled": ("distilled", "transformer"),
     "latent_upsampler": ("upsampler", "upsampler"),
 }
 
 
 def unpack(folder: Path) -> None:
-    """The shipped weights as checkpoints at step 0, to train on from there. Existing checkpoints are kept."""
+    """The shipped weights as checkpoints at step 0, to train on from there. Existing checkpoints are kept.
+
+    Dev as it was before `captions` is not shipped: the shipped one stands for it, too.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     stages: dict[str, dict[str, Tensor]] = {}
-    for name, (stage, module) in _HOMES.items():
+    for name, (stage, module) in (*_HOMES.items(), ("transformer-dev", ("dev", "transformer"))):
         if name not in nano_parts.TRAINED:
             continue
         values = {f"{module}.{key}": value for key, value in nano_parts.trained(name).items()}

@@ -95,6 +95,18 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool | None = False) -> Sc
     return Scene(shape, colour, size, motion, background, silent, along, across, reach, pace)
 
 
+def every() -> list[Scene]:
+    """All scenes of training combinations that words alone can mean, both lanes of each, none silent: a combination
+    after the other, of each sizes x backgrounds x lanes. The two of a bounce are the same."""
+    combinations = (combination for combination in product(SHAPES, COLOURS, MOTIONS) if combination not in HELD_OUT)
+    chances = list(product(SIZES, BACKGROUNDS, (0.0, 1.0)))
+    return [
+        placed(Scene(shape, colour, size, motion, background, across=across))
+        for (shape, colour, motion) in combinations
+        for size, background, across in chances
+    ]
+
+
 def placed(scene: Scene) -> Scene:
     """The same scene in the nearer of the two lanes that a clip made from words alone can have, at one speed: left or
     right for what moves up and down, high or low for what moves sideways or stands. Bounces have one lane, the middle,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.ltx.hosts import nano_parts
-from nano import half, loop, pool, train, transformer
+from nano import captions, half, loop, nearest, pool, prompts, train, transformer, world
 from nano.muon import Muon, orthogonal
 
 diffusers = pytest.importorskip("diffusers")
@@ -248,3 +250,68 @@ def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             train.main(arguments)
         assert caught.value.code == 2
     assert "1 or more" in capsys.readouterr().err
+
+
+@pytest.fixture
+def meant(tmp_path: Path) -> nearest.Meant:
+    """Every scene of one size; the latents of scene k are k everywhere."""
+    kind = pool.Kind(64, 64, 9)
+    folder = tmp_path / replace(kind, every=True).name
+    folder.mkdir()
+    number = torch.arange(float(len(world.every())))
+    columns = {name: number[:, None, None].repeat(1, 8, 2) for name in ("video", "last", "sound")}
+    save_file({**columns, "index": number.long()}, folder / "1.safetensors")
+    return nearest.Meant(tmp_path, kind)
+
+
+def test_every_scene_that_words_can_mean_is_there_once() -> None:
+    scenes = world.every()
+    assert not {scene.combination for scene in scenes} & world.HELD_OUT
+    by_chance = {world.placed(replace(world.draw_scene(rng), silent=False)) for rng in _rngs(20000)}
+    assert len(set(scenes)) == len(scenes) == (108 - 11) * 2 * 3 * 2
+    assert by_chance <= set(scenes)
+
+
+def _rngs(count: int) -> Iterator[np.random.Generator]:
+    rng = np.random.default_rng(3)
+    return (rng for _ in range(count))
+
+
+def test_the_nearest_clip_is_of_what_was_said_and_of_either_lane(meant: nearest.Meant) -> None:
+    scenes = world.every()
+    left, right = 400, 401  # the two lanes of one scene
+    assert replace(scenes[left], across=1.0) == scenes[right]
+    said = prompts.plain(scenes[left])
+    for made, expected in ((left - 90.0, left), (left + 0.4, left), (left + 0.6, right), (right + 90.0, right)):
+        video, sound = meant.nearest(torch.full((1, 8, 2), made), [scenes[left]], [said])
+        assert torch.equal(video, torch.full((1, 8, 2), float(expected)))
+        assert torch.equal(sound, video)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        ("a little yellow square moving up on gray", 2),
+        ("Yellow square, moving up, gray background", 4),
+        ("the small yellow square up", 6),
+        ("yellow square up", 12),
+    ],
+)
+def test_what_is_left_unsaid_leaves_more_clips_possible(said: str, count: int) -> None:
+    scene = world.Scene("square", "yellow", "small", "up", "gray")
+    meant = [at for at, yes in zip(world.every()[:12], nearest.possible(scene, said), strict=True) if yes]
+    assert len(meant) == count
+    for attribute, word in (("size", "small"), ("size", "little"), ("background", "gray")):
+        if word in said.lower():
+            assert {getattr(at, attribute) for at in meant} == {getattr(scene, attribute)}
+
+
+def test_some_captions_are_another_clip_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "_DROP_TEXT", 0.0)
+    said = [str(number) for number in range(64)]
+    rng = np.random.default_rng(0)
+    task = captions.Captions.__new__(captions.Captions)
+    told = [task.captions(said, rng) for _ in range(200)]
+    wrong = np.mean([[a != b for a, b in zip(said, row, strict=True)] for row in told])
+    assert {word for row in told for word in row} <= set(said)
+    assert 0.18 < wrong < 0.215  # a fifth, less the few that stay where they are
