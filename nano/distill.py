@@ -4,7 +4,7 @@ Distilled learns eight steps on the published sigmas. From words it goes to that
 nearest to what it is about to make (`nano.nearest`), mostly from where its own steps have brought it, so that it mends
 what it does wrong itself. From pictures, and at other sizes, it learns where Dev arrives in small steps at the next
 sigma. Both learn stage 2 like that, too: upsampled latents, noised to the three stage-2 sigmas, go where Dev takes
-them. The teacher is Dev before `nano.captions`, not guided: its prompts are met without, and it takes half the forwards.
+them. The teacher is Dev before `nano.captions`, not guided: its prompts are met without, in half the forwards.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ arXiv 2209.03003), with the true clip in place of the one that the model came to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,9 @@ class Meant:
 
     def __init__(self, pools: Path, kind: Kind) -> None:
         every = pool.read(pools, replace(kind, every=True))
-        self.combinations = [scene.combination for scene in world.every()[:: torch.Size(_CHANCES).numel()]]
-        self.columns = {
-            name: every.columns[name].unflatten(0, (len(self.combinations), -1)) for name in ("video", "sound")
+        self.combinations = [scene.combination for scene in world.every()[:: math.prod(_CHANCES)]]
+        self.columns = {  # (combinations, chances, tokens, channels)
+            name: torch.stack(every.columns[name].split(math.prod(_CHANCES))) for name in ("video", "sound")
         }
 
     def nearest(self, made: Tensor, scenes: Sequence[world.Scene], said: Sequence[str]) -> tuple[Tensor, Tensor]:
