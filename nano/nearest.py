@@ -31,7 +31,8 @@ class Meant:
         every = pool.read(pools, replace(kind, every=True))
         self.combinations = [scene.combination for scene in world.every()[:: math.prod(_CHANCES)]]
         self.columns = {  # (combinations, chances, tokens, channels)
-            name: torch.stack(every.columns[name].split(math.prod(_CHANCES))) for name in ("video", "sound")
+            name: every.columns[name].reshape(len(self.combinations), -1, *every.columns[name].shape[1:])
+            for name in ("video", "sound")
         }
 
     def nearest(self, made: Tensor, scenes: Sequence[world.Scene], said: Sequence[str]) -> tuple[Tensor, Tensor]:
