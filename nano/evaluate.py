@@ -250,14 +250,16 @@ def _chunk(
 
 
 def chunk_name(mode: Mode, start: int, count: int) -> str:
-    """The file of a chunk's rows; other weights or options make another name, so that no stale row is ever read."""
+    """The file of a chunk's rows; other weights, options or defaults make another name: no stale row is ever read."""
+    from modules.ltx import ltx_capabilities
     from modules.ltx.hosts import nano_parts
 
     other = {"transformer-dev", "lora"} if "distilled" in mode.model else {"transformer-distilled"}
     if "refine" not in mode.options:
         other |= {"lora", "latent_upsampler"}
     weights = [nano_parts.digest(name) for name in sorted(set(nano_parts.TRAINED) - other)]
-    facts = [mode.model, dict(mode.options), mode.given, mode.enlarge, weights]
+    row, _ = ltx_capabilities.caps_for(mode.model)
+    facts = [asdict(row), dict(mode.options), mode.given, mode.enlarge, weights]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return f"{re.sub('[^a-z0-9]+', '-', mode.name)}-{key}-{start:04d}-{count}.json"
 

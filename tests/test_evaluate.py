@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from modules.ltx import ltx_capabilities
 from nano import evaluate, parts, sheet, weights, world
 from nano.loop import averaged_weights
 
@@ -113,6 +115,15 @@ def test_other_options_or_scenes_are_other_files() -> None:
     assert len(set(names)) == 2 * len(evaluate.MODES)
 
 
+def test_rows_of_another_recipe_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = evaluate.MODES[0]
+    before, (row, notes) = evaluate.chunk_name(mode, 0, 10), ltx_capabilities.caps_for(mode.model)
+    assert evaluate.chunk_name(mode, 0, 10) == before
+    other = replace(row, stg_default_blocks=(1,))
+    monkeypatch.setattr(ltx_capabilities, "caps_for", lambda name: (other, notes))
+    assert evaluate.chunk_name(mode, 0, 10) != before
+
+
 def test_a_contact_sheet_has_a_row_a_prompt(tmp_path: Path) -> None:
     clip = np.zeros((25, 64, 64, 3), np.uint8)
     page = sheet.sheet([("one", clip), ("two", clip + 255)])
@@ -133,6 +144,8 @@ def test_shipped_weights_become_checkpoints_and_are_exported_again(tmp_path: Pat
     shipped = nano_parts.trained("vocoder")
     assert kept.keys() == shipped.keys()
     assert all(value.equal(kept[name]) for name, value in shipped.items())
+    for stage in ("dev", "captions"):  # what Distilled and the LoRA begin with, and what is shipped
+        assert averaged_weights(tmp_path, stage, "transformer").keys() == nano_parts.trained("transformer-dev").keys()
     names = weights.export(tmp_path, tmp_path / "again")
     kept_parts = set(nano_parts.TRAINED) - {"lora"}  # it is always trained anew
     assert kept_parts <= set(names)
