@@ -90,8 +90,7 @@ def test_two_stages_make_what_is_asked(maker: evaluate.Maker) -> None:
         assert row["motion"]
         assert row["background"]
         assert row["pitch"]
-    # docs/nano.md: of text alone one shape in a dozen is wrong, so one of these four may be.
-    assert sum(row["shape"] for row in made) >= 3
+        assert row["shape"]  # docs/nano.md: 198 of 200 are
 
 
 def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> None:
@@ -99,3 +98,16 @@ def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> No
         assert row["all"]
         assert row["pitch"]
         assert row["psnr_first"] > 24
+
+
+@pytest.mark.parametrize(("index", "attribute"), [(9, "colour"), (17, "background"), (22, "background")])
+def test_guidance_makes_it_follow_the_prompt(maker: evaluate.Maker, index: int, attribute: str) -> None:
+    """Dev's captions were wrong at times, so it takes a prompt for a hint unless it is guided. Chosen from the clips
+    that `nano.evaluate` counts: one in seven of them is another than was asked for without guidance."""
+    scene = evaluate.scenes(index + 1)[index]
+    free, led = (
+        evaluate.assess(each, scene, maker.make(each, scene, seed=index))
+        for each in (mode("dev, 128x128, cfg 1"), mode("dev, 128x128"))
+    )
+    assert not free[attribute]
+    assert led["all"]
