@@ -25,5 +25,5 @@ GUIDED = {
     "audio_stg_scale": 1.0,
     "audio_modality_scale": 3.0,
     "audio_guidance_rescale": 0.7,
-    "spatio_temporal_guidance_blocks": [4],
+    "spatio_temporal_guidance_blocks": [3],
 }

@@ -114,7 +114,9 @@ def test_2_makes_picture_and_sound(load: Load, name: str, kind: str) -> None:
     # What is trained answers two steps with the gray mean of everything, and does not know clips of 64x64.
     side, steps = (64, 2) if name.startswith("2.0") else (128, 8)
     size = {"width": side, "height": side, "num_inference_steps": steps}
-    made = run_2(pipe, output_type="pt", **size, **start_picture(kind))
+    # Of 2.3 Dev one unguided clip in seven is another than was asked for, and it knows silent ones.
+    led = {"guidance_scale": 3.0, "audio_guidance_scale": 3.0} if name == "2.3-dev" else {}
+    made = run_2(pipe, output_type="pt", **size, **led, **start_picture(kind))
     assert made.frames.shape == (1, 17, 3, side, side)
     assert_alive(made.frames, 0.0, 1.0)
     assert pipe.vocoder.config.output_sampling_rate == 16000

@@ -51,7 +51,7 @@ def test_every_control_that_applies_reaches_the_request_and_no_other(caps: Caps,
         "number": lambda one: 5,
         "checkbox": lambda one: not one.value,
         "choice": lambda one: next(c for c in one.control.choices if c not in (one.value, "", "off")),
-        "text": lambda one: {"stg_blocks": "3", "gallery_frames": "8", "gallery_strengths": "0.5"}.get(
+        "text": lambda one: {"stg_blocks": "2", "gallery_frames": "8", "gallery_strengths": "0.5"}.get(
             one.control.name, "2-6:2"
         ),
         "lines": lambda one: "some/lora.safetensors:0.5",
