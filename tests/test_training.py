@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,14 +267,10 @@ def meant(tmp_path: Path) -> nearest.Meant:
 def test_every_scene_that_words_can_mean_is_there_once() -> None:
     scenes = world.every()
     assert not {scene.combination for scene in scenes} & world.HELD_OUT
-    by_chance = {world.placed(replace(world.draw_scene(rng), silent=False)) for rng in _rngs(20000)}
+    rng = np.random.default_rng(3)
+    by_chance = {world.placed(replace(world.draw_scene(rng), silent=False)) for _ in range(20000)}
     assert len(set(scenes)) == len(scenes) == (108 - 11) * 2 * 3 * 2
     assert by_chance <= set(scenes)
-
-
-def _rngs(count: int) -> Iterator[np.random.Generator]:
-    rng = np.random.default_rng(3)
-    return (rng for _ in range(count))
 
 
 def test_the_nearest_clip_is_of_what_was_said_and_of_either_lane(meant: nearest.Meant) -> None:
