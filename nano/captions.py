@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nano.transformer import KINDS, SHORT, Dev
+from nano.transformer import LASTING, Dev
 
 _MISTAKEN = 0.2  # of the captions
 STEPS = 2500
@@ -27,8 +27,7 @@ class Captions(Dev):
     def __init__(
         self, pools: Path, weights: Mapping[str, Mapping[str, Tensor]], steps: int = STEPS, *, compiled: bool = False
     ) -> None:
-        kinds = tuple(kind for kind in KINDS if kind != SHORT)
-        super().__init__(pools, steps, kinds, compiled=compiled)
+        super().__init__(pools, steps, LASTING, compiled=compiled)
         self.transformer.load_state_dict(weights["transformer"])
         self.connectors.load_state_dict(weights["connectors"])
 

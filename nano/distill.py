@@ -28,8 +28,8 @@ from nano.transformer import (
     KINDS,
     LARGE,
     LARGE_ANYWHERE,
+    LASTING,
     OFTEN,
-    SHORT,
     SMALL,
     SMALL_ANYWHERE,
     SOUND_WEIGHT,
@@ -159,9 +159,7 @@ class Distilled(FromDev):
         *,
         compiled: bool = False,
     ) -> None:
-        # Short clips are for Dev, which has to see many shapes.
-        kinds = tuple(kind for kind in KINDS if kind != SHORT)
-        super().__init__(pools, weights, stage2, steps, kinds, compiled=compiled)
+        super().__init__(pools, weights, stage2, steps, LASTING, compiled=compiled)
         self.meant = {kind: Meant(pools, kind) for kind in (SMALL, LARGE)}
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:

@@ -53,6 +53,8 @@ KINDS = {
     SHORT: Share(2400, 0.25),
     Kind(256, 256, 49): Share(60, 0.05, 0.3),
 }
+# Short clips are for Dev's first training alone, which has to see many shapes.
+LASTING = tuple(kind for kind in KINDS if kind != SHORT)
 OFTEN = (64, 128, 256, 320)  # tokens of those that are worth compiling for; 320 with a last picture
 _TOKENS_PER_BATCH = 64 * 32
 # More noise than the model is told of: what it predicts then trusts its input less, and may mend what went wrong in
