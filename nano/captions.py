@@ -1,7 +1,8 @@
 """Trains Dev on with captions that are sometimes another clip's, so that guidance has something to do.
 
 Captions of large models are full of mistakes, so their models take a prompt for a hint, and guidance makes them follow
-it. In this world every caption was true: Dev met its prompts without guidance, and lost shapes with it (docs/nano.md).
+it. In this world every caption was true: Dev met its prompts without guidance, and lost shapes with it
+(docs/nano-training.md).
 """
 
 from __future__ import annotations

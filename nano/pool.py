@@ -20,17 +20,20 @@ from nano import prompts, sound, world
 @dataclass(frozen=True)
 class Kind:
     """The size of the clips in a pool, and whether their objects may be `anywhere` or only where `world.placed`
-    puts them; `every`: not scenes by chance, but each that words alone can mean, once."""
+    puts them; `every`: not scenes by chance, but each that words alone can mean, once; `made`: what a model made of
+    their prompts (`nano.made`)."""
 
     width: int
     height: int
     frames: int
     anywhere: bool = False
     every: bool = False
+    made: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.width}x{self.height}x{self.frames}{'-anywhere' * self.anywhere}{'-every' * self.every}"
+        sort = f"{'-anywhere' * self.anywhere}{'-every' * self.every}{'-made' * self.made}"
+        return f"{self.width}x{self.height}x{self.frames}{sort}"
 
     @property
     def grid(self) -> tuple[int, int, int]:

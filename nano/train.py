@@ -9,6 +9,7 @@ Stages, in order; each needs what stands before it:
   dev         the Dev transformer and the text connectors
   distilled   the Distilled transformer, from Dev
   captions    Dev goes on, with captions that are sometimes wrong: what is shipped as Dev
+  made        small clips as Dev makes them, for the LoRA to mend
   lora        the stage-2 LoRA of Dev
   export      writes the trained weights to where the project ships them
   all         everything
@@ -26,8 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "distilled", "captions", "lora", "export")
-_SHARED = ("vae", "pool", "dev", "distilled", "captions", "lora")  # stages that gain from several workers
+STAGES = ("vae", "audio_vae", "vocoder", "pool", "upsampler", "dev", "distilled", "captions", "made", "lora", "export")
+_SHARED = ("vae", "pool", "dev", "distilled", "captions", "made", "lora")  # stages that gain from several workers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +90,7 @@ def run(order: Order, rank: int = 0) -> None:
     """One stage in this process, as worker `rank`."""
     import torch
 
-    from nano import weights
+    from nano import made, weights
     from nano.loop import Worker, train
 
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
@@ -100,6 +101,8 @@ def run(order: Order, rank: int = 0) -> None:
         weights.unpack(order.folder)
     elif order.stage == "pool":
         _pool(order.folder, rank, order.workers)
+    elif order.stage == "made":
+        made.make(order.folder / "pool", _shipped_dev(order.folder), rank=rank, workers=order.workers)
     else:
         task = _task(order)
         task.steps = order.steps or task.steps
@@ -128,8 +131,9 @@ def _task(order: Order) -> Any:
     from nano import weights
     from nano.audio import AudioVae, Vocoder
     from nano.captions import Captions
-    from nano.distill import Distilled, Lora, Stage2
+    from nano.distill import Distilled, Stage2
     from nano.loop import averaged_weights
+    from nano.lora import Lora
     from nano.transformer import Dev
     from nano.upsampler import Upsampler, new_upsampler
     from nano.video_vae import VideoVae
@@ -153,7 +157,14 @@ def _task(order: Order) -> Any:
     stage2 = Stage2(pools, upsampler, statistics)
     if stage == "distilled":
         return Distilled(pools, dev, stage2, compiled=compiled)
-    return Lora(pools, dev, stage2, averaged_weights(folder, "captions", "transformer"), compiled=compiled)
+    return Lora(pools, dev, stage2, _shipped_dev(folder)["transformer"], compiled=compiled)
+
+
+def _shipped_dev(folder: Path) -> dict[str, Any]:
+    from nano.loop import averaged_weights
+
+    homes = {"transformer": "captions", "connectors": "dev"}
+    return {name: averaged_weights(folder, stage, name) for name, stage in homes.items()}
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ LASTING = tuple(kind for kind in KINDS if kind != SHORT)
 OFTEN = (64, 128, 256, 320)  # tokens of those that are worth compiling for; 320 with a last picture
 _TOKENS_PER_BATCH = 64 * 32
 # More noise than the model is told of: what it predicts then trusts its input less, and may mend what went wrong in
-# the steps before (Ning et al. 2023, arXiv 2301.11706). Whether it helped here is not shown: docs/nano.md.
+# the steps before (Ning et al. 2023, arXiv 2301.11706). Whether it helped here is not shown: docs/nano-training.md.
 _SPREAD = 1.15
 _DROP_TEXT = 0.12
 _ISOLATE = 0.06  # batches in which picture and sound do not see each other, for modality guidance
@@ -160,12 +160,21 @@ class Batch:
 
 
 @torch.no_grad()
-def travelled(transformer: Any, batch: Batch, text: Mapping[str, Tensor], levels: Sequence[float]) -> Batch:
-    """Where the way through falling `levels` ends, by Euler steps and without guidance."""
+def travelled(
+    transformer: Any,
+    batch: Batch,
+    text: Mapping[str, Tensor],
+    levels: Sequence[float],
+    empty: Mapping[str, Tensor] | None = None,
+) -> Batch:
+    """Where the way through falling `levels` ends, by Euler steps; guided away from `empty`, if that is given."""
     at = batch
     for sigma, following in itertools.pairwise(levels):
         at = replace(at, sigma=torch.full_like(at.sigma, sigma))
         video, sound = at.forward(transformer, text)
+        if empty is not None:
+            away = at.forward(transformer, empty)
+            video, sound = (there + GUIDANCE * (told - there) for told, there in zip((video, sound), away, strict=True))
         at = replace(
             at,
             video=at.video + (following - sigma) * video.float() * at.free[..., None],

@@ -279,9 +279,10 @@ def test_the_nearest_clip_is_of_what_was_said_and_of_either_lane(meant: nearest.
     assert replace(scenes[left], across=1.0) == scenes[right]
     said = prompts.plain(scenes[left])
     for made, expected in ((left - 90.0, left), (left + 0.4, left), (left + 0.6, right), (right + 90.0, right)):
-        video, sound = meant.nearest(torch.full((1, 8, 2), made), [scenes[left]], [said])
-        assert torch.equal(video, torch.full((1, 8, 2), float(expected)))
-        assert torch.equal(sound, video)
+        aim = meant.nearest(torch.full((1, 8, 2), made), [scenes[left]], [said])
+        assert torch.equal(aim.video, torch.full((1, 8, 2), float(expected)))
+        assert torch.equal(aim.sound, aim.video)
+        assert aim.lane.tolist() == [expected - left]
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def _nano_parents(rows: Mapping[str, Caps]) -> dict[str, Caps]:
 SHARED: Mapping[str, str] = MappingProxyType({"text_encoder": "text_encoder_repo", "connectors": "connectors_repo"})
 
 NANO_BLOCKS = 6
-NANO_STG_BLOCK = 3  # as deep in its 6 blocks as 28 is in 48; the one behind it blurs outlines (docs/nano.md)
+NANO_STG_BLOCK = 3  # as deep in its 6 blocks as 28 is in 48; the one behind blurs outlines (docs/nano-training.md)
 _NANO_SIZE: Mapping[str, Any] = MappingProxyType(
     {
         "default_width": 256,
