@@ -160,7 +160,8 @@ class FromDev(Dev, ABC):
 
     def mending_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound in stage 2 on the way from small clips, faults and all, to the nearest true ones
-        of twice their size."""
+        of twice their size. At the first sigma nearest to the small clips: where the student's answers were to say it,
+        they came to say one lane, whatever stage 1 had drawn. Afterwards to what has been drawn by then."""
         small, said = self.made(rng) if rng.random() < _MADE else self.stage2.noised(rng)
         true = {name: column[small["index"]] for name, column in self.stage2.told.columns.items()}
         text = self.embed(said)
@@ -169,7 +170,7 @@ class FromDev(Dev, ABC):
         at, _, _ = make_batch(raised, LARGE, torch.full((len(said),), STAGE2_SIGMAS[0]), "text")
         at = travelled(self.half, at, text, STAGE2_SIGMAS[: which + 1])
         at = replace(at, sigma=torch.full_like(at.sigma, STAGE2_SIGMAS[which]))
-        return self.nearest_error(self.meant[LARGE], at, true, said, text)
+        return self.nearest_error(self.meant[LARGE], at, true, said, text, like=None if which else raised["video"])
 
     def nearest_error(
         self,
@@ -180,16 +181,19 @@ class FromDev(Dev, ABC):
         text: Mapping[str, Tensor],
         *,
         lanes: Lanes | None = None,
+        like: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound on the way from `at` to that clip, of all that `said` can mean, which is nearest
         to what the student is about to make (`nano.nearest`). `columns`: the scenes, and their true sound, by which
-        alone the silent ones are silent. `lanes`, for clips from pure noise, hold the two in balance."""
+        alone the silent ones are silent. `lanes`, for clips from pure noise, hold the two in balance. `like`: what the
+        clip is to be nearest to, in place of the student's answer."""
         scenes = [pool.scene(int(index)) for index in columns["index"]]
         video, heard = at.forward(self.half, text)
         sigma = at.sigma[:, None, None]
         undecided = bool((at.sigma == 1).all())
         price = lanes.of(scenes) if lanes and undecided else None
-        aim = meant.nearest(at.video - sigma * video.detach().float(), scenes, said, price)
+        made = at.video - sigma * video.detach().float() if like is None else like
+        aim = meant.nearest(made, scenes, said, price)
         if lanes:
             lanes.count(scenes, aim.lane)
         silent = torch.tensor([scene.silent for scene in scenes])[:, None, None]

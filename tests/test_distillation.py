@@ -99,6 +99,21 @@ def test_the_lora_is_right_when_it_makes_a_clip_that_was_meant(
             assert float(error) == pytest.approx(((number - AIM) / STAGE2_SIGMAS[which]) ** 2, abs=1e-6)
 
 
+@pytest.mark.parametrize("which", range(len(STAGE2_SIGMAS)))
+def test_stage_2_keeps_the_lane_of_stage_1_and_afterwards_its_own(
+    task: lora.Lora, which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small clip is in the second lane, one higher than the first, and the answer in the first."""
+    meant = task.meant[LARGE].columns
+    meant["video"] = meant["video"].clone()
+    meant["video"][:, 1::2] += 1
+    monkeypatch.setattr(task.stage2, "raised", lambda small: torch.full((len(small), 256, 32), AIM + 1))
+    monkeypatch.setattr(distill, "_SIGMAS", np.eye(len(STAGE2_SIGMAS))[which])
+    task.half = Answer(AIM)  # type: ignore[assignment]
+    seen, _ = task.mending_loss(np.random.default_rng(1))
+    assert float(seen) == pytest.approx(0 if which else (1 / STAGE2_SIGMAS[0]) ** 2, abs=1e-6)
+
+
 def test_of_dev_nothing_but_the_lora_is_trained(task: lora.Lora, monkeypatch: pytest.MonkeyPatch) -> None:
     for pictured in (0.0, 1.0):
         monkeypatch.setattr(lora, "_PICTURED", pictured)
