@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
-from nano import pool, prompts
+from nano import pool
 from nano.half import Compiled, Half
 from nano.nearest import Lanes, Meant
 from nano.pool import Kind
@@ -70,16 +70,14 @@ class Stage2:
 
     def pairs(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
         """The columns of small and large clips of the same scenes, anywhere, and prompts."""
-        rows = rng.integers(0, len(self.pictured[1].columns["index"]), CLIPS)
-        drawn = [{name: column[rows] for name, column in side.columns.items()} for side in self.pictured]
-        return drawn[0], drawn[1], described(drawn[1]["index"], rng)
+        small, large = self.pictured
+        columns, said = large.draw(rng, CLIPS)
+        return small.rows(columns["index"]), columns, said
 
     def noised(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], list[str]]:
         """True small clips with a little noise, and prompts."""
-        rows = (rng.random(CLIPS) * len(self.told.columns["index"])).astype(int)
-        small = {name: column[rows] for name, column in self.told.columns.items()}
-        small["video"] = small["video"] + 0.1 * float(rng.random()) * torch.randn_like(small["video"])
-        return small, described(small["index"], rng)
+        small, said = self.told.draw(rng, CLIPS)
+        return {**small, "video": noised(small["video"], rng)}, said
 
     @torch.no_grad()
     def raised(self, small: Tensor) -> Tensor:
@@ -88,9 +86,17 @@ class Stage2:
         return (pool.pack(made) - self.mean) / self.deviation
 
 
-def described(index: Tensor, rng: np.random.Generator) -> list[str]:
-    """Prompts for the scenes of these rows, worded by chance."""
-    return [prompts.varied(pool.scene(int(row)), rng) for row in index]
+def noised(video: Tensor, rng: np.random.Generator) -> Tensor:
+    """As different from what it was as stage 1's own clips may be."""
+    return video + 0.1 * float(rng.random()) * torch.randn_like(video)
+
+
+def errors(
+    at: Batch, answer: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor], length: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of answered velocities, picture and sound, on a way of this length from `at` to `there`."""
+    (video, sound), (picture, heard) = answer, there
+    return at.error(video, (at.video - picture) / length), (sound.float() - (at.sound - heard) / length).square().mean()
 
 
 class FromDev(Dev, ABC):
@@ -137,40 +143,46 @@ class FromDev(Dev, ABC):
         """
         small, large, said = self.stage2.pairs(rng)
         text = self.embed(said)
-        video = small["video"] + 0.1 * float(rng.random()) * torch.randn_like(small["video"])
+        video = noised(small["video"], rng)
         if rng.random() < 0.5:
             level = float(rng.uniform(0.7, 0.92))
             start, _, _ = make_batch(small, SMALL, torch.full((len(said),), level), "text")
             video = travelled(self.teacher, start, text, (level, level / 2, 0.0)).video
         which = int(rng.integers(len(STAGE2_SIGMAS)))
-        sigma = STAGE2_SIGMAS[which]
         begun = 0 if rng.random() < _OWN else which
         level = STAGE2_SIGMAS[begun]
         batch, _, _ = make_batch(large, LARGE, torch.full((len(said),), level), "first")
         drift = (1 - level) * _LEAN[begun] * (self.stage2.raised(video) - large["video"])
         at = replace(batch, video=batch.video + batch.free[..., None] * drift)
         at = travelled(self.half, at, text, STAGE2_SIGMAS[begun : which + 1])
-        at = replace(at, sigma=torch.full_like(at.sigma, sigma))
-        following = (*STAGE2_SIGMAS, 0.0)[which + 1]
-        there = travelled(self.teacher, at, text, np.linspace(sigma, following, _CROSSED[which] + 1).tolist())
-        made, heard = at.forward(self.half, text)
-        length = sigma - following
-        hiss = (at.sound - there.sound) / length
-        return at.error(made, (at.video - there.video) / length), (heard.float() - hiss).square().mean()
+        return self.teacher_error(at, text, (*STAGE2_SIGMAS, 0.0)[which : which + 2], _CROSSED[which])
 
     def mending_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound in stage 2 on the way from small clips, faults and all, to the nearest true ones
         of twice their size. At the first sigma nearest to the small clips: where the student's answers were to say it,
         they came to say one lane, whatever stage 1 had drawn. Afterwards to what has been drawn by then."""
         small, said = self.made(rng) if rng.random() < _MADE else self.stage2.noised(rng)
-        true = {name: column[small["index"]] for name, column in self.stage2.told.columns.items()}
+        true = self.stage2.told.rows(small["index"])
         text = self.embed(said)
         which = int(rng.choice(len(STAGE2_SIGMAS), p=_SIGMAS))
         raised = {"video": self.stage2.raised(small["video"]), "sound": small["sound"]}
-        at, _, _ = make_batch(raised, LARGE, torch.full((len(said),), STAGE2_SIGMAS[0]), "text")
-        at = travelled(self.half, at, text, STAGE2_SIGMAS[: which + 1])
-        at = replace(at, sigma=torch.full_like(at.sigma, STAGE2_SIGMAS[which]))
+        at = self.led(LARGE, raised, "text", text, STAGE2_SIGMAS[: which + 1])
         return self.nearest_error(self.meant[LARGE], at, true, said, text, like=None if which else raised["video"])
+
+    def led(
+        self, kind: Kind, columns: Mapping[str, Tensor], mode: str, text: Mapping[str, Tensor], levels: Sequence[float]
+    ) -> Batch:
+        """Clips noised to the first of these levels, and from there where the student's own steps lead."""
+        begun, _, _ = make_batch(columns, kind, torch.full((len(columns["video"]),), levels[0]), mode)
+        return travelled(self.half, begun, text, levels)
+
+    def teacher_error(
+        self, at: Batch, text: Mapping[str, Tensor], ends: tuple[float, ...], steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Errors of picture and sound on the way to where the teacher arrives, in `steps` from one end to the other."""
+        sigma, following = ends
+        there = travelled(self.teacher, at, text, np.linspace(sigma, following, steps + 1).tolist())
+        return errors(at, at.forward(self.half, text), (there.video, there.sound), sigma - following)
 
     def nearest_error(
         self,
@@ -198,8 +210,7 @@ class FromDev(Dev, ABC):
             lanes.count(scenes, aim.lane)
         silent = torch.tensor([scene.silent for scene in scenes])[:, None, None]
         sound = torch.where(silent, columns["sound"], aim.sound)
-        hiss = (at.sound - sound) / sigma
-        return at.error(video, (at.video - aim.video) / sigma), (heard.float() - hiss).square().mean()
+        return errors(at, (video, heard), (aim.video, sound), sigma)
 
 
 class Distilled(FromDev):
@@ -236,8 +247,7 @@ class Distilled(FromDev):
     def made(self, rng: np.random.Generator) -> tuple[Mapping[str, Tensor], list[str]]:
         """What it makes now, from pure noise."""
         columns, said = self.stage2.told.draw(rng, CLIPS)
-        noise, _, _ = make_batch(columns, SMALL, torch.ones(CLIPS), "text")
-        at = travelled(self.half, noise, self.embed(said), (*DISTILLED_SIGMAS, 0.0))
+        at = self.led(SMALL, columns, "text", self.embed(said), (*DISTILLED_SIGMAS, 0.0))
         return {**columns, "video": at.video, "sound": at.sound}, said
 
     def nearest_loss(
@@ -251,15 +261,10 @@ class Distilled(FromDev):
         """Errors of picture and sound on the way to the nearest clip, mostly from where the student's own steps from
         pure noise have led it."""
         which = int(rng.choice(len(DISTILLED_SIGMAS), p=_NEAREST))
-        sigma, own = DISTILLED_SIGMAS[which], rng.random() < _OWN_NEAREST
-        level = torch.full((len(said),), DISTILLED_SIGMAS[0] if own else sigma)
-        batch, _, _ = make_batch(columns, kind, level, "text")
-        if own:
-            batch = travelled(self.half, batch, text, DISTILLED_SIGMAS[: which + 1])
-        batch = replace(batch, sigma=torch.full_like(batch.sigma, sigma))
-        undirected = own or which == 0  # else it began in one of the lanes, by chance
-        lanes = self.lanes[kind] if undirected else None
-        return self.nearest_error(self.meant[kind], batch, columns, said, text, lanes=lanes)
+        begun = 0 if rng.random() < _OWN_NEAREST else which
+        at = self.led(kind, columns, "text", text, DISTILLED_SIGMAS[begun : which + 1])
+        lanes = None if begun else self.lanes[kind]  # begun later it is in one of them, by chance
+        return self.nearest_error(self.meant[kind], at, columns, said, text, lanes=lanes)
 
     def teacher_loss(
         self, kind: Kind, columns: Mapping[str, Tensor], mode: str, text: Mapping[str, Tensor], rng: np.random.Generator
@@ -267,14 +272,6 @@ class Distilled(FromDev):
         """Errors of picture and sound on the way to where the teacher arrives at the next sigma."""
         shares = np.array([share for share, _ in _INTERVALS])
         which = int(rng.choice(len(shares), p=shares / shares.sum()))
-        first, last = (*DISTILLED_SIGMAS, 0.0)[which : which + 2]
-        own = mode == "text" and rng.random() < _OWN
-        level = torch.full((len(columns["video"]),), DISTILLED_SIGMAS[0] if own else first)
-        batch, _, _ = make_batch(columns, kind, level, mode)
-        if own:
-            batch = travelled(self.half, batch, text, DISTILLED_SIGMAS[: which + 1])
-        batch = replace(batch, sigma=torch.full_like(batch.sigma, first))
-        there = travelled(self.teacher, batch, text, np.linspace(first, last, _INTERVALS[which][1] + 1).tolist())
-        video, heard = batch.forward(self.half, text)
-        hiss = (batch.sound - there.sound) / (first - last)
-        return batch.error(video, (batch.video - there.video) / (first - last)), (heard.float() - hiss).square().mean()
+        begun = 0 if mode == "text" and rng.random() < _OWN else which
+        at = self.led(kind, columns, mode, text, DISTILLED_SIGMAS[begun : which + 1])
+        return self.teacher_error(at, text, (*DISTILLED_SIGMAS, 0.0)[which : which + 2], _INTERVALS[which][1])

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nano import pool, prompts
-from nano.distill import CLIPS, FromDev, Stage2, described
+from nano.distill import CLIPS, FromDev, Stage2
 from nano.made import MADE
 from nano.nearest import Meant
 from nano.pool import Pool
-from nano.transformer import LARGE, SMALL, SOUND_WEIGHT
+from nano.transformer import SMALL, SOUND_WEIGHT
 
 RANK = 32
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -45,7 +44,7 @@ class Lora(FromDev):
     ) -> None:
         from peft import LoraConfig
 
-        super().__init__(pools, weights, stage2, steps, kinds=(SMALL, LARGE), compiled=compiled)
+        super().__init__(pools, weights, stage2, steps, kinds=(), compiled=compiled)
         self.transformer.load_state_dict(shipped)
         self.transformer.requires_grad_(False)
         self.transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)))
@@ -60,18 +59,13 @@ class Lora(FromDev):
 
     def made(self, rng: np.random.Generator) -> tuple[Mapping[str, Tensor], list[str]]:
         """What Dev made, the worst tenth in a third of the draws."""
-        rows = (rng.random(CLIPS) ** 2 * len(self.worst.columns["index"])).astype(int)
-        small = {name: column[rows] for name, column in self.worst.columns.items()}
-        return small, described(small["index"], rng)
+        small = self.worst.rows((rng.random(CLIPS) ** 2 * len(self.worst.columns["index"])).astype(int))
+        return small, pool.described(small["index"], rng)
 
 
 def worst_first(made: Pool, meant: Meant) -> Pool:
     """The clips by how far they are from the nearest true one that their prompts can mean, farthest first."""
     scenes = [pool.scene(int(index)) for index in made.columns["index"]]
-    said = [prompts.plain(scene) for scene in scenes]
-    far = [
-        (video - meant.nearest(video[None], [scene], [words]).video[0]).square().mean()
-        for video, scene, words in zip(made.columns["video"], scenes, said, strict=True)
-    ]
-    order = torch.stack(far).argsort(descending=True)
-    return Pool(made.kind, {name: column[order] for name, column in made.columns.items()})
+    aim = meant.nearest(made.columns["video"], scenes, [prompts.plain(scene) for scene in scenes])
+    far = (made.columns["video"] - aim.video).square().mean((1, 2))
+    return Pool(made.kind, made.rows(far.argsort(descending=True)))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,36 +30,25 @@ def make(
     pools: Path, dev: Mapping[str, Mapping[str, Tensor]], count: int = COUNT, *, rank: int = 0, workers: int = 1
 ) -> None:
     """This worker's share of the pool, unless it is there. `dev`: weights of the transformer and the connectors."""
-    from rich.progress import track
-    from safetensors.torch import save_file
-
-    file = pools / MADE.name / f"{count}-{rank}-{workers}.safetensors"
-    if file.exists():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    small, maker = pool.read(pools, SMALL), Maker(dev)
-    rows = np.arange(rank, count, workers)
-    shares = [share.tolist() for share in np.split(rows, range(_TOGETHER, len(rows), _TOGETHER))]
-    parts = [maker(small, share) for share in track(shares, "made", disable=rank != 0)]
-    columns = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-    new = file.with_suffix(".new")
-    save_file({**columns, "index": small.columns["index"][rows]}, new)
-    new.replace(file)
+    maker = Maker(pool.read(pools, SMALL), dev)
+    file = f"{count}-{rank}-{workers}.safetensors"
+    pool.fill(pools, MADE, range(rank, count, workers), maker, file=file, together=_TOGETHER)
 
 
 class Maker:
     """Dev as stage 1 runs it, with classifier-free guidance alone."""
 
-    def __init__(self, dev: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def __init__(self, small: Pool, dev: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.small = small
         transformer, connectors = new_transformer(), new_connectors()
         transformer.load_state_dict(dev["transformer"])
         connectors.load_state_dict(dev["connectors"])
         self.transformer, self.connectors, self.text = Half(transformer.eval()), Half(connectors.eval()), Text()
 
     @torch.no_grad()
-    def __call__(self, small: Pool, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Normalised tokens of picture and sound for the prompts of these rows. The first of them seeds the noise."""
-        columns = {name: column[rows] for name, column in small.columns.items()}
+        columns = self.small.rows(list(rows))
         said = [prompts.plain(pool.scene(int(index))) for index in columns["index"]]
         text, empty = (embedded(words, self.text, self.connectors) for words in (said, [""] * len(said)))
         with nano_parts.seeded(f"made {rows[0]}"):

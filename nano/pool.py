@@ -6,6 +6,7 @@ pool is the same scene, so that pools of two sizes are pairs. Knows nothing of w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,23 +81,42 @@ def encode(vae: Any, audio_vae: Any, clips: Tensor, mels: Tensor) -> dict[str, T
 
 
 def make(folder: Path, kind: Kind, count: int, vae: Any, audio_vae: Any, *, rank: int = 0, workers: int = 1) -> None:
-    """This worker's share of the pool, unless it is there."""
+    """This worker's share of a pool of rendered clips, unless it is there."""
+    scenes = world.every().__getitem__ if kind.every else scene
+
+    def encoded(indices: Sequence[int]) -> dict[str, Tensor]:
+        drawn = [clip(scenes(index), kind) for index in indices]
+        return encode(vae, audio_vae, *(torch.stack(column) for column in zip(*drawn, strict=True)))
+
+    fill(folder, kind, range(rank, count, workers), encoded, file=f"{count}-{rank}-{workers}.safetensors", together=8)
+
+
+def fill(
+    folder: Path,
+    kind: Kind,
+    indices: Sequence[int],
+    columns: Callable[[Sequence[int]], Mapping[str, Tensor]],
+    *,
+    file: str,
+    together: int,
+) -> None:
+    """One file of a pool, unless it is there: the columns of these scenes, computed so many `together`."""
     from safetensors.torch import save_file
 
-    file = folder / kind.name / f"{count}-{rank}-{workers}.safetensors"
-    if file.exists():
+    target = folder / kind.name / file
+    if target.exists():
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    parts: list[dict[str, Tensor]] = []
-    scenes = world.every().__getitem__ if kind.every else scene
-    indices = list(range(rank, count, workers))
-    for start in range(0, len(indices), 8):
-        drawn = [clip(scenes(index), kind) for index in indices[start : start + 8]]
-        parts.append(encode(vae, audio_vae, *(torch.stack(column) for column in zip(*drawn, strict=True))))
-    columns = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-    new = file.with_suffix(".new")
-    save_file({**columns, "index": torch.tensor(indices)}, new)
-    new.replace(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parts = [columns(indices[start : start + together]) for start in range(0, len(indices), together)]
+    whole = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+    new = target.with_suffix(".new")
+    save_file({**whole, "index": torch.tensor(list(indices))}, new)
+    new.replace(target)
+
+
+def described(index: Tensor, rng: np.random.Generator) -> list[str]:
+    """Prompts for the scenes of these rows, worded by chance."""
+    return [prompts.varied(scene(int(row)), rng) for row in index]
 
 
 @dataclass(frozen=True)
@@ -108,9 +128,12 @@ class Pool:
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Tensor], list[str]]:
         """`count` rows and a prompt for each, worded by chance."""
-        rows = rng.integers(0, len(self.columns["index"]), count)
-        said = [prompts.varied(scene(int(self.columns["index"][row])), rng) for row in rows]
-        return {name: column[rows] for name, column in self.columns.items()}, said
+        drawn = self.rows(rng.integers(0, len(self.columns["index"]), count))
+        return drawn, described(drawn["index"], rng)
+
+    def rows(self, rows: Any) -> dict[str, Tensor]:
+        """The columns of these rows, in this order; whatever can index a tensor."""
+        return {name: column[rows] for name, column in self.columns.items()}
 
 
 def read(folder: Path, kind: Kind) -> Pool:
@@ -121,5 +144,4 @@ def read(folder: Path, kind: Kind) -> Pool:
         raise FileNotFoundError(f"No latents of {kind.name} in {folder}: run `python -m nano.train pool` first.")
     shares = [load_file(file) for file in files]
     columns = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
-    order = columns["index"].argsort()
-    return Pool(kind, {name: column[order] for name, column in columns.items()})
+    return Pool(kind, Pool(kind, columns).rows(columns["index"].argsort()))

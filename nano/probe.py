@@ -26,7 +26,7 @@ from modules.ltx.ltx_util import shift_for_tokens, shifted_sigmas
 from nano import evaluate, judge, pool, prompts, weights
 from nano.half import Half
 from nano.loop import averaged_weights
-from nano.transformer import GUIDANCE, LARGE, Batch, Text, embedded, make_batch, new_connectors, new_transformer
+from nano.transformer import LARGE, Batch, Text, embedded, make_batch, new_connectors, new_transformer
 
 STEPS = 30
 
@@ -85,8 +85,7 @@ class Probe:
         else:
             known, shrunk = sigma, 1.0
         seen = replace(at, video=at.video * shrunk, sound=at.sound * shrunk, sigma=torch.full((len(at.video),), known))
-        pairs = zip(seen.forward(self.model, told), seen.forward(self.model, empty), strict=True)
-        guided = [without.float() + GUIDANCE * (with_text.float() - without.float()) for with_text, without in pairs]
+        guided = seen.guided(self.model, told, empty)
         return seen.video - known * guided[0], seen.sound - known * guided[1]
 
     def _frames(self, tokens: Tensor) -> Any:

@@ -102,7 +102,7 @@ def run(order: Order, rank: int = 0) -> None:
     elif order.stage == "pool":
         _pool(order.folder, rank, order.workers)
     elif order.stage == "made":
-        made.make(order.folder / "pool", _shipped_dev(order.folder), rank=rank, workers=order.workers)
+        made.make(order.folder / "pool", _dev(order.folder, "captions"), rank=rank, workers=order.workers)
     else:
         task = _task(order)
         task.steps = order.steps or task.steps
@@ -149,7 +149,7 @@ def _task(order: Order) -> Any:
     statistics = (vae.latents_mean, vae.latents_std)
     if stage == "upsampler":
         return Upsampler(pools, statistics)
-    dev = {name: averaged_weights(folder, "dev", name) for name in ("transformer", "connectors")}
+    dev = _dev(folder, "dev")
     if stage == "captions":
         return Captions(pools, dev, compiled=compiled)
     upsampler = new_upsampler()
@@ -157,13 +157,14 @@ def _task(order: Order) -> Any:
     stage2 = Stage2(pools, upsampler, statistics)
     if stage == "distilled":
         return Distilled(pools, dev, stage2, compiled=compiled)
-    return Lora(pools, dev, stage2, _shipped_dev(folder)["transformer"], compiled=compiled)
+    return Lora(pools, dev, stage2, _dev(folder, "captions")["transformer"], compiled=compiled)
 
 
-def _shipped_dev(folder: Path) -> dict[str, Any]:
+def _dev(folder: Path, stage: str) -> dict[str, Any]:
+    """Dev as it is behind this stage; the connectors are the same behind both."""
     from nano.loop import averaged_weights
 
-    homes = {"transformer": "captions", "connectors": "dev"}
+    homes = {"transformer": stage, "connectors": "dev"}
     return {name: averaged_weights(folder, stage, name) for name, stage in homes.items()}
 
 

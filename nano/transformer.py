@@ -153,6 +153,14 @@ class Batch:
         )
         return answer
 
+    def guided(
+        self, transformer: Any, text: Mapping[str, Tensor], empty: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities of picture and sound under guidance 3, away from `empty`."""
+        pairs = zip(self.forward(transformer, text), self.forward(transformer, empty), strict=True)
+        video, sound = (away.float() + GUIDANCE * (told.float() - away.float()) for told, away in pairs)
+        return video, sound
+
     def error(self, made: Tensor, meant: Tensor) -> Tensor:
         """Mean squared difference of velocities (batch, tokens, channels) over the tokens that are to be made."""
         free = self.free[..., None]
@@ -167,16 +175,14 @@ def travelled(
     levels: Sequence[float],
     empty: Mapping[str, Tensor] | None = None,
 ) -> Batch:
-    """Where the way through falling `levels` ends, by Euler steps; guided away from `empty`, if that is given."""
+    """Where the way through falling `levels` ends, by Euler steps; guided away from `empty`, if that is given. `batch`
+    is at the first of them."""
     at = batch
     for sigma, following in itertools.pairwise(levels):
-        at = replace(at, sigma=torch.full_like(at.sigma, sigma))
-        video, sound = at.forward(transformer, text)
-        if empty is not None:
-            away = at.forward(transformer, empty)
-            video, sound = (there + GUIDANCE * (told - there) for told, there in zip((video, sound), away, strict=True))
+        video, sound = at.forward(transformer, text) if empty is None else at.guided(transformer, text, empty)
         at = replace(
             at,
+            sigma=torch.full_like(at.sigma, following),
             video=at.video + (following - sigma) * video.float() * at.free[..., None],
             sound=at.sound + (following - sigma) * sound.float(),
         )

@@ -89,9 +89,7 @@ class Answer:
 def test_the_lora_is_right_when_it_makes_a_clip_that_was_meant(
     task: lora.Lora, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = [0.0, 0.0, 0.0]
-    shares[which] = 1.0
-    monkeypatch.setattr(distill, "_SIGMAS", shares)
+    monkeypatch.setattr(distill, "_SIGMAS", np.eye(len(STAGE2_SIGMAS))[which])
     for number in (AIM, AIM + 1):
         task.half = Answer(number)  # type: ignore[assignment]
         for error in task.mending_loss(np.random.default_rng(which)):
@@ -174,7 +172,7 @@ def test_workers_make_their_own_clips_of_the_same_scenes(
     assert both.columns["index"].tolist() == [0, 1, 2, 3, 4]
     assert both.columns["video"].shape == (5, 64, 32)
     assert both.columns["sound"].shape == (5, 6, 16)
-    again = made.Maker(weights)(pool.read(tmp_path, SMALL), [1, 3])
+    again = made.Maker(pool.read(tmp_path, SMALL), weights)([1, 3])
     assert torch.equal(load_file(files[1])["video"], again["video"])
     assert not torch.equal(again["video"][0], again["video"][1])
 
