@@ -103,7 +103,7 @@ def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> No
 @pytest.mark.parametrize(("index", "attribute"), [(9, "colour"), (17, "background"), (22, "background")])
 def test_guidance_makes_it_follow_the_prompt(maker: evaluate.Maker, index: int, attribute: str) -> None:
     """Dev's captions were wrong at times, so it takes a prompt for a hint unless it is guided. Chosen from the clips
-    that `nano.evaluate` counts: one in seven of them is another than was asked for without guidance."""
+    that `nano.evaluate` counts: at this size one in four of them is another than was asked for without guidance."""
     scene = evaluate.scenes(index + 1)[index]
     free, led = (
         evaluate.assess(each, scene, maker.make(each, scene, seed=index))
