@@ -26,6 +26,8 @@ import numpy as np
 from nano import judge, prompts, world
 
 CHUNK = 10  # scenes whose rows are kept in one file
+ELSEWHERE = 0.1  # of the width: an object that far off is not where it was, nor where the sound comes from
+PARTS = ("seen", "held_out")
 MEASURES = ("outline", "edge", "flatness", "flicker", "area_drift", "colour_drift", "jerk")
 
 
@@ -38,6 +40,18 @@ class Mode:
     options: Mapping[str, object] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     enlarge: bool = False  # bicubic to twice the size before it is judged
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clip: frames (frames, height, width, 3), the wave (2, samples), its rate, and the seconds it took; `draft`: the
+    frames that the first of two stages drew."""
+
+    frames: Any
+    wave: Any
+    rate: int
+    seconds: float
+    draft: Any | None = None
 
 
 _SMALL = {"width": 128, "height": 128}
@@ -82,13 +96,11 @@ class Maker:
         self.folder = folder
         self.host = EmbeddedHost(Settings(folder, cache=cache, device="cpu", offline=True))
 
-    def make(self, mode: Mode, scene: world.Scene, seed: int) -> tuple[Any, Any, int, float]:
-        """Frames (frames, height, width, 3), the wave (2, samples), its rate, and the seconds it took."""
+    def make(self, mode: Mode, scene: world.Scene, seed: int) -> Made:
         import torch
 
         from modules.ltx import decode, stages
         from modules.ltx.front import settle
-        from modules.ltx.ltx_process import _for_vae
         from modules.ltx.media_in import load_image
         from modules.ltx.request import Request
         from modules.ltx.state import State
@@ -100,26 +112,35 @@ class Maker:
         plan = settle(Request.parse(asked), self.host)
         began = time.perf_counter()
         state = State(plan=plan, seed=seed, images=tuple(load_image(Path(at.path)) for at in plan.images))
+        drafted = None
         with torch.no_grad():
-            for _, stage in stages.ordered(plan):
+            for phase, stage in stages.ordered(plan):
+                drafted = state if phase == "upsample" else drafted
                 state = stage(state, self.host)
             with self.host.pipeline(plan.caps, plan.stages[-1].pipeline or plan.caps.pipeline) as pipe:
                 assert state.delivered_audio is not None
-                device = self.host.device(pipe)
-                heard = decode.sound(pipe, state.delivered_audio, device=device)
-                generator = torch.Generator("cpu").manual_seed(seed)
-                chunks = decode.frames(
-                    pipe,
-                    _for_vae(pipe, state),
-                    plan.decode,
-                    device=device,
-                    generator=generator,
-                    before_tile=lambda: None,
-                )
-                frames = np.concatenate([np.asarray(chunk) for chunk in chunks])
-        if mode.enlarge:
-            frames = enlarged(frames)
-        return frames, heard.waveform, heard.rate, time.perf_counter() - began
+                heard = decode.sound(pipe, state.delivered_audio, device=self.host.device(pipe))
+                frames = self._frames(pipe, state)
+                frames = enlarged(frames) if mode.enlarge else frames
+                seconds = time.perf_counter() - began
+                draft = None if drafted is None else self._frames(pipe, drafted)
+        return Made(frames, heard.waveform, heard.rate, seconds, draft)
+
+    def _frames(self, pipe: Any, state: Any) -> Any:
+        import torch
+
+        from modules.ltx import decode
+        from modules.ltx.ltx_process import _for_vae
+
+        chunks = decode.frames(
+            pipe,
+            _for_vae(pipe, state),
+            state.plan.decode,
+            device=self.host.device(pipe),
+            generator=torch.Generator("cpu").manual_seed(state.seed),
+            before_tile=lambda: None,
+        )
+        return np.concatenate([np.asarray(chunk) for chunk in chunks])
 
     def _picture(self, scene: world.Scene, which: str) -> dict[str, object]:
         from PIL import Image
@@ -141,11 +162,11 @@ def enlarged(frames: Any) -> Any:
     return np.stack([np.asarray(frame) for frame in big])
 
 
-def assess(mode: Mode, scene: world.Scene, made: tuple[Any, Any, int, float]) -> dict[str, Any]:
+def assess(mode: Mode, scene: world.Scene, made: Made) -> dict[str, Any]:
     """One row of results."""
-    frames, wave, rate, seconds = made
-    seen, x = judge.look_and_place(frames)
-    heard = judge.listen(wave, rate, x)
+    frames = made.frames
+    seen, places = judge.look_and_place(frames)
+    heard = judge.listen(made.wave, made.rate, places[:, 0])
     right = judge.verdict(seen, scene)
     row: dict[str, Any] = {
         "held_out": scene.combination in world.HELD_OUT,
@@ -153,9 +174,12 @@ def assess(mode: Mode, scene: world.Scene, made: tuple[Any, Any, int, float]) ->
         "all": all(right.values()),
         "pitch": heard.pitch == ("silent" if scene.silent else scene.shape),
         "pan_error": heard.pan_error,
-        "seconds": seconds,
+        "seconds": made.seconds,
         **{name: asdict(seen)[name] for name in MEASURES},
     }
+    if made.draft is not None:
+        _, before = judge.look_and_place(made.draft)
+        row["moved"] = float(np.linalg.norm(places - before, axis=1).mean())
     for which in mode.given:
         true = world.render(scene, 25, width=frames.shape[2], height=frames.shape[1])[0 if which == "first" else -1]
         row[f"psnr_{which}"] = psnr(frames[0 if which == "first" else -1] / 255, true)
@@ -168,13 +192,17 @@ def psnr(made: Any, true: Any) -> float:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Shares of what is right, over seen and held-out combinations apart, and mean measures."""
+    """Shares of what is right, over seen and held-out combinations apart, and mean measures. `side`: the sound comes
+    from where the object is, or there is none; `kept`: in two stages, the object is where the first one drew it."""
     told: dict[str, Any] = {}
-    for name, part in (("seen", False), ("held_out", True)):
-        chosen = [row for row in rows if row["held_out"] == part]
+    for name in PARTS:
+        chosen = [row for row in rows if row["held_out"] == (name == "held_out")]
         keys = (*world.ATTRIBUTES, "all", "pitch")
         told[name] = {"clips": len(chosen), **{key: _mean(row[key] for row in chosen) for key in keys}}
-    for key in (*MEASURES, "pan_error", "seconds", "psnr_first", "psnr_last"):
+        told[name]["side"] = _mean(not row["pan_error"] > ELSEWHERE for row in chosen)
+        if all("moved" in row for row in chosen):
+            told[name]["kept"] = _mean(row["moved"] <= ELSEWHERE for row in chosen)
+    for key in (*MEASURES, "pan_error", "moved", "seconds", "psnr_first", "psnr_last"):
         values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
         if values:
             told[key] = _mean(values)
@@ -271,13 +299,14 @@ def _in_order(parts: Sequence[Mapping[int, list[dict[str, Any]]]]) -> list[dict[
 
 def table(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Markdown: a row a mode; shares in per cent, seen then held-out."""
-    heads = ("mode", *world.ATTRIBUTES, "all", "pitch", "outline", "edge px", "flatness", "jerk", "s/clip")
+    shares = (*world.ATTRIBUTES, "all", "pitch", "side", "kept")
+    heads = ("mode", *shares, "outline", "edge px", "flatness", "jerk", "s/clip")
     yield "| " + " | ".join(heads) + " |"
     yield "|" + " --- |" * len(heads)
     for name, row in told.items():
         cells = [name]
-        for key in (*world.ATTRIBUTES, "all", "pitch"):
-            cells.append(f"{100 * row['seen'][key]:.0f} / {100 * row['held_out'][key]:.0f}")
+        for key in shares:  # one stage keeps nothing
+            cells.append(" / ".join(f"{100 * row[part][key]:.0f}" for part in PARTS if key in row[part]))
         cells += [f"{row['outline']:.3f}", f"{row['edge']:.2f}", f"{row['flatness']:.4f}", f"{row['jerk']:.5f}"]
         yield "| " + " | ".join([*cells, f"{row['seconds']:.1f}"]) + " |"
 

@@ -78,10 +78,12 @@ def look(frames: Pixels) -> Seen:
 
 
 def look_and_place(frames: Pixels) -> tuple[Seen, Floats]:
-    """The judgement, and the object's x in each frame, 0..1 of the width; where there is none, the middle."""
+    """The judgement, and the object's place in each frame, (frames, 2): x and y, 0..1 of width and height; where there
+    is none, the middle."""
     found = _find(frames)
-    width = found.clip.shape[2]
-    return _look(found), np.array([_centre(mask)[0] / width if mask.any() else 0.5 for mask in found.masks])
+    height, width = found.clip.shape[1:3]
+    places = [_centre(mask) / (width, height) if mask.any() else (0.5, 0.5) for mask in found.masks]
+    return _look(found), np.array(places)
 
 
 def _find(frames: Pixels) -> _Found:

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         maker = evaluate.Maker(Path(folder))
         for index, scene in enumerate(SCENES):
             held_out = " (never trained)" if scene.combination in world.HELD_OUT else ""
-            rows.append((prompts.plain(scene) + held_out, maker.make(mode, scene, seed=index)[0]))
+            rows.append((prompts.plain(scene) + held_out, maker.make(mode, scene, seed=index).frames))
     asked.file.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows).save(asked.file, optimize=True)
     print(asked.file)

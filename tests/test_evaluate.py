@@ -21,6 +21,10 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"held_out": False, **right, **measures, "pan_error": float("nan"), "seconds": 2.0, **changes}
 
 
+def rendered(scene: world.Scene, frames: int = 25, *, width: int = 128, height: int = 128) -> Any:
+    return (world.render(scene, frames, width=width, height=height) * 255).round().astype(np.uint8)
+
+
 def test_half_of_the_scenes_were_never_trained_and_they_are_the_same_every_time() -> None:
     scenes = evaluate.scenes(20)
     assert [scene.combination in world.HELD_OUT for scene in scenes] == [False, True] * 10
@@ -31,7 +35,8 @@ def test_half_of_the_scenes_were_never_trained_and_they_are_the_same_every_time(
 def test_shares_and_means() -> None:
     rows = [row(), row(shape=False, all=False, edge=1.5), row(held_out=True, pitch=False, pan_error=0.1)]
     told = evaluate.summary(rows)
-    assert told["seen"] == {**dict.fromkeys((*world.ATTRIBUTES, "pitch"), 1.0), "shape": 0.5, "all": 0.5, "clips": 2}
+    right = dict.fromkeys((*world.ATTRIBUTES, "pitch", "side"), 1.0)
+    assert told["seen"] == {**right, "shape": 0.5, "all": 0.5, "clips": 2}
     assert told["held_out"]["clips"] == 1
     assert told["held_out"]["pitch"] == 0.0
     assert told["edge"] == pytest.approx(2.5 / 3, abs=1e-5)
@@ -41,6 +46,30 @@ def test_shares_and_means() -> None:
     assert head.count("|") == line.count("|")
     assert "| a mode | 50 / 100 |" in line
     json.dumps(told)
+
+
+def test_what_stage_2_moves_and_where_the_sound_comes_from() -> None:
+    rows = [row(pan_error=0.02, moved=0.03), row(pan_error=0.4, moved=0.4), row(moved=0.1)]
+    told = evaluate.summary([*rows, row(held_out=True, moved=0.0)])
+    assert (told["seen"]["side"], told["seen"]["kept"]) == (0.66667, 0.66667)
+    assert (told["held_out"]["side"], told["held_out"]["kept"]) == (1.0, 1.0)
+    assert told["moved"] == pytest.approx(0.53 / 4, abs=1e-5)
+    *_, line = evaluate.table({"two stages": told})
+    assert line.count("| 67 / 100 ") == 2
+
+
+def test_of_two_stages_the_first_is_looked_at_too() -> None:
+    """An object that stage 2 draws in another place is as right to the judge as one that stays."""
+    scene = world.Scene("ball", "red", "small", "up", "black", across=0.0)
+    clip, other = (rendered(replace(scene, across=across)) for across in (0.0, 1.0))
+    far = world.path(replace(scene, across=1.0), 25)[0, 0] - world.path(scene, 25)[0, 0]
+    silence = np.zeros((2, 16000))
+    for frames, moved in ((clip, 0.0), (other, far)):
+        made = evaluate.Made(frames, silence, 16000, 1.0, draft=clip[:, ::2, ::2])
+        judged = evaluate.assess(evaluate.MODES[0], scene, made)
+        assert judged["all"]
+        assert judged["moved"] == pytest.approx(moved, abs=0.01)
+    assert "moved" not in evaluate.assess(evaluate.MODES[0], scene, replace(made, draft=None))
 
 
 def test_two_modes_are_compared_clip_by_clip() -> None:
@@ -66,9 +95,7 @@ def test_psnr() -> None:
 
 
 def test_enlarged_frames_are_twice_as_large() -> None:
-    clip = (world.render(world.Scene("ball", "red", "big", "still", "black"), 2, width=32, height=64) * 255).astype(
-        "u1"
-    )
+    clip = rendered(world.Scene("ball", "red", "big", "still", "black"), 2, width=32, height=64)
     assert evaluate.enlarged(clip).shape == (2, 128, 64, 3)
 
 
@@ -84,12 +111,15 @@ def test_bad_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFixt
 def test_a_mode_makes_a_clip_with_sound_and_it_is_judged(name: str, tmp_path: Path, cache: Path) -> None:
     mode = next(each for each in evaluate.MODES if each.name == name)
     scene = world.Scene("ball", "red", "small", "right", "black")
-    frames, wave, rate, seconds = evaluate.Maker(tmp_path, cache).make(mode, scene, seed=1)
+    made = evaluate.Maker(tmp_path, cache).make(mode, scene, seed=1)
     side = 128 if "128" in name else 256
-    assert (frames.shape, frames.dtype) == ((25, side, side, 3), np.uint8)
-    assert (wave.shape[0], rate) == (2, 16000)
-    assert seconds > 0
-    judged = evaluate.assess(mode, scene, (frames, wave, rate, seconds))
+    assert (made.frames.shape, made.frames.dtype) == ((25, side, side, 3), np.uint8)
+    assert (made.wave.shape[0], made.rate) == (2, 16000)
+    assert made.seconds > 0
+    assert (made.draft is not None) == ("two stages" in name)
+    assert made.draft is None or made.draft.shape == (25, 128, 128, 3)
+    judged = evaluate.assess(mode, scene, made)
+    assert ("moved" in judged) == ("two stages" in name)
     assert not judged["held_out"]
     assert set(world.ATTRIBUTES) < set(judged)
     assert ("psnr_first" in judged) == bool(mode.given)

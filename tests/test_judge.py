@@ -26,8 +26,9 @@ def test_rendered_clips_are_judged_right() -> None:
     for index in range(200):
         scene = world.draw_scene(rng, held_out=None)
         side, frames = (256, 25) if index % 16 == 0 else (128, 49 if index % 8 == 1 else 25)
-        seen, x = judge.look_and_place(drawn(scene, frames=frames, side=side))
-        heard = judge.listen(sound.wave(scene, round(frames / 24 * 16000), frames=frames), 16000, x)
+        seen, places = judge.look_and_place(drawn(scene, frames=frames, side=side))
+        heard = judge.listen(sound.wave(scene, round(frames / 24 * 16000), frames=frames), 16000, places[:, 0])
+        np.testing.assert_allclose(places, world.path(scene, frames), atol=0.01)
         if not all(judge.verdict(seen, scene).values()) or heard.pitch != ("silent" if scene.silent else scene.shape):
             wrong.append((scene, seen, heard))
         assert scene.silent or heard.pan_error < 0.02
