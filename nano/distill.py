@@ -10,7 +10,7 @@ guided: its prompts are met without, in half the forwards.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ _STAGE2 = 0.4  # of Distilled's batches
 _PICTURED = 0.25  # of those, what is given the first picture
 CLIPS = 8  # in a batch of stage 2, 2048 tokens
 _MADE = 0.6  # of the batches that are to be mended, those that begin with what stage 1 makes
-_SIGMAS = (0.5, 0.3, 0.2)  # how often each of stage 2's is drawn then: at the first, most is decided
+_SIGMAS = (0.4, 0.4, 0.2)  # how often each of stage 2's is drawn then: at the first two it is decided
 _TOKENS = 64 * 32
 _OWN = 0.6  # of the batches that may, those that begin where the student's own steps have led
 _CROSSED = (3, 2, 2)  # in how many steps the teacher crosses each interval of stage 2
@@ -159,15 +159,25 @@ class FromDev(Dev, ABC):
 
     def mending_loss(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound in stage 2 on the way from small clips, faults and all, to the nearest true ones
-        of twice their size. At the first sigma nearest to the small clips: where the student's answers were to say it,
-        they came to say one lane, whatever stage 1 had drawn. Afterwards to what has been drawn by then."""
+        of twice their size.
+
+        At the first sigma nearest to the small clip, whatever the student answers: where its answers were to say it,
+        they came to say one lane, whatever stage 1 had drawn. So that answer is a mean of both lanes, by how likely
+        each is. Afterwards nearest to halfway between it and the answer of now: it decides, for the likelier one.
+        """
         small, said = self.made(rng) if rng.random() < _MADE else self.stage2.noised(rng)
         true = self.stage2.told.rows(small["index"])
         text = self.embed(said)
         which = int(rng.choice(len(STAGE2_SIGMAS), p=_SIGMAS))
+        first, second, *_ = STAGE2_SIGMAS
         raised = {"video": self.stage2.raised(small["video"]), "sound": small["sound"]}
-        at = self.led(LARGE, raised, "text", text, STAGE2_SIGMAS[: which + 1])
-        return self.nearest_error(self.meant[LARGE], at, true, said, text, like=None if which else raised["video"])
+        begun = self.led(LARGE, raised, "text", text, (first,))
+        if which == 0:
+            return self.nearest_error(self.meant[LARGE], begun, true, said, text, near=lambda _: raised["video"])
+        after = travelled(self.half, begun, text, (first, second))
+        answered = begun.video + (after.video - begun.video) * first / (first - second)
+        at = travelled(self.half, after, text, STAGE2_SIGMAS[1 : which + 1])
+        return self.nearest_error(self.meant[LARGE], at, true, said, text, near=lambda now: (now + answered) / 2)
 
     def led(
         self, kind: Kind, columns: Mapping[str, Tensor], mode: str, text: Mapping[str, Tensor], levels: Sequence[float]
@@ -193,19 +203,19 @@ class FromDev(Dev, ABC):
         text: Mapping[str, Tensor],
         *,
         lanes: Lanes | None = None,
-        like: Tensor | None = None,
+        near: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound on the way from `at` to that clip, of all that `said` can mean, which is nearest
         to what the student is about to make (`nano.nearest`). `columns`: the scenes, and their true sound, by which
-        alone the silent ones are silent. `lanes`, for clips from pure noise, hold the two in balance. `like`: what the
-        clip is to be nearest to, in place of the student's answer."""
+        alone the silent ones are silent. `lanes`, for clips from pure noise, hold the two in balance. `near`: what the
+        clip is to be nearest to, of the student's answer, instead of that itself."""
         scenes = [pool.scene(int(index)) for index in columns["index"]]
         video, heard = at.forward(self.half, text)
         sigma = at.sigma[:, None, None]
         undecided = bool((at.sigma == 1).all())
         price = lanes.of(scenes) if lanes and undecided else None
-        made = at.video - sigma * video.detach().float() if like is None else like
-        aim = meant.nearest(made, scenes, said, price)
+        made = at.video - sigma * video.detach().float()
+        aim = meant.nearest(near(made) if near else made, scenes, said, price)
         if lanes:
             lanes.count(scenes, aim.lane)
         silent = torch.tensor([scene.silent for scene in scenes])[:, None, None]

@@ -97,19 +97,41 @@ def test_the_lora_is_right_when_it_makes_a_clip_that_was_meant(
             assert float(error) == pytest.approx(((number - AIM) / STAGE2_SIGMAS[which]) ** 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("which", range(len(STAGE2_SIGMAS)))
-def test_stage_2_keeps_the_lane_of_stage_1_and_afterwards_its_own(
-    task: lora.Lora, which: int, monkeypatch: pytest.MonkeyPatch
+class Answers(Answer):
+    """A model that is sure of one such clip at stage 2's first sigma and of another afterwards."""
+
+    def __init__(self, first: float, then: float) -> None:
+        super().__init__(first)
+        self.first, self.then = first, then
+
+    def __call__(self, *, sigma: Tensor, **given: Any) -> Any:
+        self.number = self.first if float(sigma.max()) > 1000 * STAGE2_SIGMAS[0] - 1 else self.then
+        return super().__call__(sigma=sigma, **given)
+
+
+@pytest.mark.parametrize(
+    ("which", "first", "then", "aim"),
+    [
+        (0, 0.0, 0.0, 1.0),  # at first as the small clip, which is in the second lane, whatever the answer
+        (1, 0.6, 0.1, 0.0),  # a doubtful first answer is overruled
+        (1, 0.9, 0.4, 1.0),  # a clear one is not
+        (2, 0.9, 0.4, 1.0),
+        (2, 0.1, 0.3, 0.0),  # nor is it where the small clip is in the other lane
+    ],
+)
+def test_stage_2_keeps_the_lane_of_stage_1_and_afterwards_of_its_first_answer(
+    task: lora.Lora, which: int, first: float, then: float, aim: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The small clip is in the second lane, one higher than the first, and the answer in the first."""
+    """The second lane's clips are one higher than the first's."""
     meant = task.meant[LARGE].columns
     meant["video"] = meant["video"].clone()
     meant["video"][:, 1::2] += 1
     monkeypatch.setattr(task.stage2, "raised", lambda small: torch.full((len(small), 256, 32), AIM + 1))
     monkeypatch.setattr(distill, "_SIGMAS", np.eye(len(STAGE2_SIGMAS))[which])
-    task.half = Answer(AIM)  # type: ignore[assignment]
+    task.half = Answers(AIM + first, AIM + then)  # type: ignore[assignment]
     seen, _ = task.mending_loss(np.random.default_rng(1))
-    assert float(seen) == pytest.approx(0 if which else (1 / STAGE2_SIGMAS[0]) ** 2, abs=1e-6)
+    answered = then if which else first
+    assert float(seen) == pytest.approx(((answered - aim) / STAGE2_SIGMAS[which]) ** 2, rel=1e-3, abs=1e-6)
 
 
 def test_of_dev_nothing_but_the_lora_is_trained(task: lora.Lora, monkeypatch: pytest.MonkeyPatch) -> None:
