@@ -207,17 +207,13 @@ class FromDev(Dev, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Errors of picture and sound on the way from `at` to that clip, of all that `said` can mean, which is nearest
         to what the student is about to make (`nano.nearest`). `columns`: the scenes, and their true sound, by which
-        alone the silent ones are silent. `lanes`, for clips from pure noise, hold the two in balance. `near`: what the
-        clip is to be nearest to, of the student's answer, instead of that itself."""
+        alone the silent ones are silent. `lanes` hold the two in balance. `near`: what the clip is to be nearest to, of
+        the student's answer, instead of that itself."""
         scenes = [pool.scene(int(index)) for index in columns["index"]]
         video, heard = at.forward(self.half, text)
         sigma = at.sigma[:, None, None]
-        undecided = bool((at.sigma == 1).all())
-        price = lanes.of(scenes) if lanes and undecided else None
         made = at.video - sigma * video.detach().float()
-        aim = meant.nearest(near(made) if near else made, scenes, said, price)
-        if lanes:
-            lanes.count(scenes, aim.lane)
+        aim = meant.nearest(near(made) if near else made, scenes, said, lanes)
         silent = torch.tensor([scene.silent for scene in scenes])[:, None, None]
         sound = torch.where(silent, columns["sound"], aim.sound)
         return errors(at, (video, heard), (aim.video, sound), sigma)
@@ -231,7 +227,7 @@ class Distilled(FromDev):
         pools: Path,
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
-        steps: int = 1800,
+        steps: int = 3300,
         *,
         compiled: bool = False,
     ) -> None:
@@ -273,7 +269,7 @@ class Distilled(FromDev):
         which = int(rng.choice(len(DISTILLED_SIGMAS), p=_NEAREST))
         begun = 0 if rng.random() < _OWN_NEAREST else which
         at = self.led(kind, columns, "text", text, DISTILLED_SIGMAS[begun : which + 1])
-        lanes = None if begun else self.lanes[kind]  # begun later it is in one of them, by chance
+        lanes = None if which else self.lanes[kind]  # afterwards it is in one of them
         return self.nearest_error(self.meant[kind], at, columns, said, text, lanes=lanes)
 
     def teacher_loss(

@@ -1,9 +1,9 @@
 """Trains the stage-2 LoRA for Dev, which mends what stage 1 does wrong while it draws at twice the size.
 
 From words its aim is a true clip, of all the prompt can mean (`nano.nearest`): at first the one nearest to the small
-clip, then, where its own steps have led, to what it is about to make. It begins with small clips that Dev has made
-(`nano.made`), the worst of them oftenest, or with true ones. From pictures it learns where Dev arrives, as
-Distilled does.
+clip, then, where its own steps have led, the one nearest to what it answered at first and answers now. It begins with
+small clips that Dev has made (`nano.made`), the worst of them oftenest, or with true ones. From pictures it learns
+where Dev arrives, as Distilled does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Lora(FromDev):
         weights: Mapping[str, Mapping[str, Tensor]],
         stage2: Stage2,
         shipped: Mapping[str, Tensor],
-        steps: int = 440,
+        steps: int = 2200,
         *,
         compiled: bool = False,
     ) -> None:

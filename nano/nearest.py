@@ -6,8 +6,9 @@ the clip nearest to its own answer decides at once, and the noise decides for wh
 clips and noise paired by chance; this pairs them by the model itself, as rectified flow does (Liu et al. 2022,
 arXiv 2209.03003), with the true clip in place of the one that the model came to.
 
-Left alone, that makes the lane which is nearest a little more often the only one: 9 of 10 clips were in it. So a lane
-that is taken too often gets a price, as busy experts do (Wang et al. 2024, arXiv 2408.15664).
+Left alone, that makes the lane which is nearest a little more often the only one: 9 of 10 clips were in it. So half of
+the clips go to each: those to the second that are nearer to it than half of the latest were, as tokens are shared out
+among experts (Lewis et al. 2021, arXiv 2103.16716).
 """
 
 from __future__ import annotations
@@ -25,18 +26,16 @@ from nano.pool import Kind
 from nano.prompts import OTHER
 
 _CHANCES = (len(world.SIZES), len(world.BACKGROUNDS), 2)
-# What one clip adds to its lane's price, in mean squared difference of latents. To Dev, from pure noise, one lane is
-# nearer than the other by 0 to 0.03 in the mean and 0.02 to 0.05 by chance, depending on the motion.
-_PRICE = 0.002
+# The clips of a motion by whose middle a lane is chosen: six batches of small ones, in which a model changes little.
+_LATEST = 32
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Picture (batch, tokens, channels), sound (batch, length, channels) and lane, 0 or 1, of the clips to aim at."""
+    """Picture (batch, tokens, channels) and sound (batch, length, channels) of the clips to aim at."""
 
     video: Tensor
     sound: Tensor
-    lane: Tensor
 
 
 class Meant:
@@ -51,38 +50,37 @@ class Meant:
         }
 
     def nearest(
-        self, made: Tensor, scenes: Sequence[world.Scene], said: Sequence[str], price: Tensor | None = None
+        self, made: Tensor, scenes: Sequence[world.Scene], said: Sequence[str], lanes: Lanes | None = None
     ) -> Nearest:
-        """That clip of all which a prompt leaves open whose picture differs least from `made`; `price` (batch,) is what
-        the second lane costs on top. Silence is not looked at: see `Scene.silent`."""
+        """That clip of all which a prompt leaves open whose picture differs least from `made`, or does in the lane that
+        `lanes` say. Silence is not looked at: see `Scene.silent`."""
         rows = torch.tensor([self.combinations.index(scene.combination) for scene in scenes])
         video = self.columns["video"][rows]
-        far = (video - made[:, None]).square().mean((2, 3))
-        if price is not None:
-            far[:, 1::2] += price[:, None]
         meant = torch.stack([possible(scene, words) for scene, words in zip(scenes, said, strict=True)])
-        chosen = far.masked_fill(~meant, torch.inf).argmin(1)
-        return Nearest(video[torch.arange(len(rows)), chosen], self.columns["sound"][rows, chosen], chosen % 2)
+        far = (video - made[:, None]).square().mean((2, 3)).masked_fill(~meant, torch.inf)
+        if lanes:
+            first, second = far[:, ::2].amin(1), far[:, 1::2].amin(1)
+            far[:, 1::2] -= lanes.middle(scenes, second - first)[:, None]
+        chosen = far.argmin(1)
+        return Nearest(video[torch.arange(len(rows)), chosen], self.columns["sound"][rows, chosen])
 
 
 class Lanes(torch.nn.Module):
-    """What the second lane costs, for each motion: more, the more often it was taken. A module, to be kept in
-    checkpoints."""
+    """By how much more the second lane was off than the first, for the latest clips of each motion. A module, to be
+    kept in checkpoints."""
 
-    price: Tensor
+    gaps: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("price", torch.zeros(len(world.MOTIONS)))
+        self.register_buffer("gaps", torch.full((len(world.MOTIONS), _LATEST), torch.nan))
 
-    def of(self, scenes: Sequence[world.Scene]) -> Tensor:
-        return self.price[[world.MOTIONS.index(scene.motion) for scene in scenes]]
-
-    def count(self, scenes: Sequence[world.Scene], lane: Tensor) -> None:
-        """Clips that took these lanes. Bounces have but one."""
-        for scene, taken in zip(scenes, lane.tolist(), strict=True):
-            if scene.motion != "bouncing":
-                self.price[world.MOTIONS.index(scene.motion)] += _PRICE if taken else -_PRICE
+    def middle(self, scenes: Sequence[world.Scene], gaps: Tensor) -> Tensor:
+        """What half of the latest are below, for each of these clips, which are now the latest: (batch,)."""
+        motions = [world.MOTIONS.index(scene.motion) for scene in scenes]
+        for motion, gap in zip(motions, gaps, strict=True):
+            self.gaps[motion] = torch.cat([self.gaps[motion, 1:], gap[None]])
+        return self.gaps.nanquantile(0.5, dim=1)[motions]
 
 
 def possible(scene: world.Scene, said: str) -> Tensor:

@@ -199,40 +199,37 @@ def test_workers_make_their_own_clips_of_the_same_scenes(
     assert not torch.equal(again["video"][0], again["video"][1])
 
 
-def test_lanes_are_taken_equally_often_in_the_end() -> None:
-    """From where one lane is a little nearer, as one is to Dev: 0.02 with a deviation of 0.035 (see `_PRICE`)."""
-    rng = np.random.default_rng(0)
-    up, left, bounce = (world.Scene("ball", "red", "small", motion, "black") for motion in ("up", "left", "bouncing"))
-    scenes, lanes, taken = [up, up, left, left, bounce], nearest.Lanes(), []
-    for _ in range(3000):
-        margin = torch.from_numpy(rng.normal([0.02, 0.02, -0.02, -0.02, 0.5], 0.035))
-        lane = (margin > lanes.of(scenes)).long()
-        lanes.count(scenes, lane)
-        taken.append(lane)
-    share = torch.stack(taken).float()
-    assert share[:20, :2].mean() > 0.6  # at first by what is nearer
-    for column in range(4):
-        assert 0.45 < float(share[1000:, column].mean()) < 0.55
-    assert lanes.of([bounce]).item() == 0
-    assert (lanes.of([up]).item() - 0.02, lanes.of([left]).item() + 0.02) == pytest.approx((0, 0), abs=0.02)
-
-
-def test_a_price_makes_the_other_lane_the_nearest(pools: Path) -> None:
-    meant = nearest.Meant(pools, SMALL)
-    scene = world.placed(world.Scene("ball", "red", "small", "up", "black"))
+def test_half_of_the_clips_of_a_motion_go_to_each_lane(pools: Path) -> None:
+    """Of clips that all are nearer to the first lane, those to the second which are so the least."""
+    meant, lanes, rng = nearest.Meant(pools, SMALL), nearest.Lanes(), np.random.default_rng(0)
     meant.columns["video"] = meant.columns["video"].clone()
-    meant.columns["video"][:, 1::2] += 0.1  # the second lane of every scene
-    asked = torch.full((1, 64, 32), AIM + 0.08), [scene], [prompts.plain(scene)]
-    assert meant.nearest(*asked).lane.tolist() == [1]
-    dear = meant.nearest(*asked, torch.tensor([0.08**2 - 0.02**2 + 1e-4]))
-    assert dear.lane.tolist() == [0]
-    assert torch.equal(dear.video, torch.full((1, 64, 32), AIM))
-    assert meant.nearest(*asked, torch.tensor([0.08**2 - 0.02**2 - 1e-4])).lane.tolist() == [1]
+    meant.columns["video"][:, 1::2] += 1  # the second lane of every scene
+    up, right = (world.placed(world.Scene("ball", "red", "small", motion, "black")) for motion in ("up", "right"))
+    scenes, shares = [up] * 6 + [right] * 6, []
+    for _ in range(40):
+        off = torch.from_numpy(np.concatenate([rng.uniform(0.1, 0.4, 6), rng.uniform(0.7, 0.8, 6)])).float()
+        made = (AIM + off)[:, None, None].expand(12, 64, 32)
+        aim = meant.nearest(made, scenes, [prompts.plain(scene) for scene in scenes], lanes)
+        second = aim.video[:, 0, 0] > AIM + 0.5
+        for motion in range(2):
+            ours, taken = off[6 * motion :][:6], second[6 * motion :][:6]
+            assert not taken.any() or not (~taken).any() or ours[taken].min() > ours[~taken].max()
+        shares.append(second.float())
+    share = torch.stack(shares[6:])
+    assert 0.42 < float(share[:, :6].mean()) < 0.58
+    assert 0.42 < float(share[:, 6:].mean()) < 0.58
+    plain = meant.nearest(made, scenes, [prompts.plain(scene) for scene in scenes])
+    assert (plain.video[:, 0, 0] > AIM + 0.5).tolist() == [False] * 6 + [True] * 6
 
 
-@pytest.mark.parametrize(("own", "which", "counted"), [(1.0, 3, True), (0.0, 0, True), (0.0, 3, False)])
-def test_lanes_are_counted_where_the_model_chose_them(
-    distilled: distill.Distilled, monkeypatch: pytest.MonkeyPatch, own: float, which: int, counted: bool
+def test_bounces_have_one_lane() -> None:
+    lanes, bounce = nearest.Lanes(), world.Scene("ball", "red", "small", "bouncing", "black")
+    assert lanes.middle([bounce] * 3, torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("own", "which", "shared"), [(1.0, 0, True), (0.0, 0, True), (1.0, 3, False), (0.0, 3, False)])
+def test_lanes_are_shared_out_at_pure_noise(
+    distilled: distill.Distilled, monkeypatch: pytest.MonkeyPatch, own: float, which: int, shared: bool
 ) -> None:
     distilled.half = Answer(AIM)  # type: ignore[assignment]
     monkeypatch.setattr(distill, "_OWN_NEAREST", own)
@@ -241,10 +238,9 @@ def test_lanes_are_counted_where_the_model_chose_them(
     columns, said = distilled.stage2.told.draw(rng, 8)
     for error in distilled.nearest_loss(SMALL, columns, said, distilled.embed(said), rng):
         assert float(error) == pytest.approx(0, abs=1e-8)
-    # All clips are the same here, so that the first lane is taken: the second gets cheaper.
-    assert bool((distilled.lanes[SMALL].price < 0).any()) == counted
-    assert not distilled.lanes[LARGE].price.any()
-    assert "128x128x25.price" in distilled.modules()["lanes"].state_dict()
+    assert int(distilled.lanes[SMALL].gaps.isfinite().sum()) == (8 if shared else 0)
+    assert not distilled.lanes[LARGE].gaps.isfinite().any()
+    assert "128x128x25.gaps" in distilled.modules()["lanes"].state_dict()
 
 
 @pytest.mark.parametrize(("made", "begun"), [(1.0, AIM + 0.4), (0.0, AIM)])
