@@ -90,7 +90,7 @@ def test_two_stages_make_what_is_asked(maker: evaluate.Maker) -> None:
         assert row["motion"]
         assert row["background"]
         assert row["pitch"]
-        assert row["shape"]  # docs/nano.md: all of 200 are
+        assert row["shape"]  # docs/nano.md: 199 of 200 are
 
 
 def test_a_given_picture_is_kept_and_moves_as_asked(maker: evaluate.Maker) -> None:
