@@ -2,7 +2,7 @@
 
 Distilled learns eight steps on the published sigmas. From words it goes to that clip of all they can mean which is
 nearest to what it is about to make (`nano.nearest`), mostly from where its own steps have brought it, so that it mends
-what it does wrong itself. In stage 2 it goes there, too, from what it made in stage 1. From pictures, and at other
+what it does wrong itself; in stage 2 to the one that is where it drew it in stage 1. From pictures, and at other
 sizes, it learns where Dev arrives in small steps at the next sigma. That teacher is Dev before `nano.captions`, not
 guided: its prompts are met without, in half the forwards.
 """

@@ -145,7 +145,7 @@ class Maker:
     def _picture(self, scene: world.Scene, which: str) -> dict[str, object]:
         from PIL import Image
 
-        clip = (world.render(scene, 25, width=256, height=256) * 255).round().astype(np.uint8)
+        clip = world.pixels(scene, 25, width=256, height=256)
         path = self.folder / f"{which}-{os.getpid()}.png"
         Image.fromarray(clip[0 if which == "first" else -1]).save(path)
         return {"path": str(path), "frame": 0 if which == "first" else -1}

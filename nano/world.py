@@ -210,3 +210,9 @@ def render(
     ground, colour = (np.array(RGB[name], np.float32) for name in (scene.background, scene.colour))
     pixels: Floats = ground + cover * (colour - ground)
     return pixels
+
+
+def pixels(scene: Scene, frames: int, *, width: int, height: int) -> NDArray[np.uint8]:
+    """The same as a video has it: (frames, height, width, 3) in 0..255."""
+    made: NDArray[np.uint8] = (render(scene, frames, width=width, height=height) * 255).round().astype(np.uint8)
+    return made

@@ -21,10 +21,6 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"held_out": False, **right, **measures, "pan_error": float("nan"), "seconds": 2.0, **changes}
 
 
-def rendered(scene: world.Scene, frames: int = 25, *, width: int = 128, height: int = 128) -> Any:
-    return (world.render(scene, frames, width=width, height=height) * 255).round().astype(np.uint8)
-
-
 def test_half_of_the_scenes_were_never_trained_and_they_are_the_same_every_time() -> None:
     scenes = evaluate.scenes(20)
     assert [scene.combination in world.HELD_OUT for scene in scenes] == [False, True] * 10
@@ -61,7 +57,7 @@ def test_what_stage_2_moves_and_where_the_sound_comes_from() -> None:
 def test_of_two_stages_the_first_is_looked_at_too() -> None:
     """An object that stage 2 draws in another place is as right to the judge as one that stays."""
     scene = world.Scene("ball", "red", "small", "up", "black", across=0.0)
-    clip, other = (rendered(replace(scene, across=across)) for across in (0.0, 1.0))
+    clip, other = (world.pixels(replace(scene, across=across), 25, width=128, height=128) for across in (0.0, 1.0))
     far = world.path(replace(scene, across=1.0), 25)[0, 0] - world.path(scene, 25)[0, 0]
     silence = np.zeros((2, 16000))
     for frames, moved in ((clip, 0.0), (other, far)):
@@ -95,7 +91,7 @@ def test_psnr() -> None:
 
 
 def test_enlarged_frames_are_twice_as_large() -> None:
-    clip = rendered(world.Scene("ball", "red", "big", "still", "black"), 2, width=32, height=64)
+    clip = world.pixels(world.Scene("ball", "red", "big", "still", "black"), 2, width=32, height=64)
     assert evaluate.enlarged(clip).shape == (2, 128, 64, 3)
 
 

@@ -15,8 +15,7 @@ Clip = NDArray[np.uint8]
 
 
 def drawn(scene: world.Scene, *, frames: int = 25, side: int = 128) -> Clip:
-    clip: Clip = (world.render(scene, frames, width=side, height=side) * 255).round().astype(np.uint8)
-    return clip
+    return world.pixels(scene, frames, width=side, height=side)
 
 
 def test_rendered_clips_are_judged_right() -> None:
