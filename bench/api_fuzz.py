@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -39,7 +38,7 @@ from modules.ltx.ltx_api import PREFIX
 from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.ltx_problems import Rate
 from modules.ltx.request import OPTIONS, Option
-from modules.ltx.serve import App
+from modules.ltx.serve import App, listen
 from modules.ltx.serve_jobs import Jobs
 
 CHECKS = (
@@ -56,7 +55,7 @@ def serving(outputs: Path) -> Iterator[str]:
     assert lock.take()
     jobs = Jobs(lambda heard: EmbeddedHost(Settings(outputs, device="cpu", offline=True), heard), outputs, most=10**6)
     app = App(jobs, outputs, outputs, Trust(), rate=Rate(10**9, 10**9))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app.asgi, log_config=None, access_log=False, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -112,7 +111,8 @@ def _value(option: Option) -> st.SearchStrategy[Any]:
 def bodies() -> st.SearchStrategy[dict[str, Any]]:
     """Requests as JSON values: a model of the catalogue or none, and some options."""
     values = {option.name: _value(option) for option in OPTIONS if option.name not in ("model", "variant")}
-    small = st.fixed_dictionaries({}, optional=values).filter(lambda body: len(body) < 9)
+    some = st.lists(st.sampled_from(sorted(values)), unique=True, max_size=8)
+    small = some.flatmap(lambda names: st.fixed_dictionaries({name: values[name] for name in names}))
     model = st.sampled_from([*(caps.id for caps in all_caps()), "nano"])
     return st.builds(lambda body, name: {**body, "model": name}, small, model)
 

@@ -89,7 +89,8 @@ def look_and_place(frames: Pixels) -> tuple[Seen, Floats]:
 def _find(frames: Pixels) -> _Found:
     clip = frames.astype(np.float32) / np.float32(255)
     ground = _ground_colour(clip)
-    away = np.abs(clip - ground).max(-1)
+    red, green, blue = np.moveaxis(np.abs(clip - ground), -1, 0)
+    away = np.maximum(np.maximum(red, green), blue)
     masks = away > max(_FOREGROUND, 0.5 * float(np.quantile(away[:, ::2, ::2], 0.999)))
     return _Found(clip, ground, away, masks)
 
@@ -100,9 +101,9 @@ def _look(found: _Found) -> Seen:
     there = areas > _LEAST_AREA
     background = _nearest(found.ground, _GROUNDS, 0.25)
     outside = ~_grown(masks)
-    flatness = float(np.sqrt(np.square(clip[outside] - found.ground).mean())) if outside.any() else 1.0
+    flatness = float(np.sqrt(np.square(_pixels(clip, outside) - found.ground).mean())) if outside.any() else 1.0
     both = outside[1:] & outside[:-1]
-    flicker = float(np.abs(clip[1:][both] - clip[:-1][both]).mean()) if both.any() else 0.0
+    flicker = float(np.abs(_pixels(clip[1:], both) - _pixels(clip[:-1], both)).mean()) if both.any() else 0.0
     if there.mean() < 0.5:
         words = (UNCLEAR,) * 4
         return Seen(*words, background, float(there.mean()), 0.0, 9.0, flatness, flicker, 1.0, 1.0, 1.0)
@@ -175,14 +176,21 @@ def _edge(found: _Found, height: float, area: float) -> float:
 def _grown(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Masks with a rim of a sixteenth of the frame: what is outside is background for certain."""
     reach = max(2, masks.shape[1] // 32)
-    grown: NDArray[np.bool_] = masks.copy()
-    for axis in (1, 2):
-        near = np.swapaxes(grown, 0, axis)  # a view
-        source = near.copy()
-        for shift in range(1, reach + 1):
-            near[shift:] |= source[:-shift]
-            near[:-shift] |= source[shift:]
+    tall: NDArray[np.bool_] = masks.copy()
+    for shift in range(1, reach + 1):
+        tall[:, shift:] |= masks[:, :-shift]
+        tall[:, :-shift] |= masks[:, shift:]
+    grown: NDArray[np.bool_] = tall.copy()
+    for shift in range(1, reach + 1):
+        grown[:, :, shift:] |= tall[:, :, :-shift]
+        grown[:, :, :-shift] |= tall[:, :, shift:]
     return grown
+
+
+def _pixels(clip: Floats, where: NDArray[np.bool_]) -> Floats:
+    """The pixels there, (n, 3). By their numbers: several times quicker than by the mask."""
+    there: Floats = clip.reshape(-1, 3).take(np.flatnonzero(where), axis=0)
+    return there
 
 
 def _centre(mask: NDArray[np.bool_]) -> Floats:

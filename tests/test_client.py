@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 
 from modules.ltx.client import Client, ClientError, JobFailed
+from modules.ltx.serve import listen
 from tests.api_kit import app_of
 from tests.conftest import SMALL
 
@@ -28,7 +29,7 @@ ASKED: dict[str, Any] = dict(SMALL)
 @pytest.fixture(scope="module")
 def address(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for app in app_of(cache, tmp_path_factory.mktemp("client")):
-        with socket.create_server(("127.0.0.1", 0)) as listening:
+        with listen("127.0.0.1", 0) as listening:
             config = uvicorn.Config(app.asgi, log_config=None, access_log=False, ws="none")
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
