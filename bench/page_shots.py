@@ -1,7 +1,7 @@
 """`python -m bench.page_shots FOLDER`: pictures of the web app for the docs, made by using it in a headless Chromium.
 
-Starts a server of its own with LTX-Nano; writes web-plan.png, web-running.png, web-result.png, web-compare.png and
-web-phone.png. Needs playwright and a Chromium.
+Starts a server of its own with LTX-Nano; writes web-plan.png, web-running.png, web-result.png, web-compare.png,
+web-drafts.png and web-phone.png. Needs playwright and a Chromium.
 """
 
 from __future__ import annotations

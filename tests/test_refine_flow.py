@@ -62,7 +62,7 @@ def test_the_cost_is_told_before_it_is_paid(planned: Planned) -> None:
     # Stage 2 has four times the tokens: (5 + 2 * 4) / (8 + 3 * 4).
     assert settled.refiner_cost == 65
     [note] = [note for note in settled.notes if note.startswith("self-refiner 2-6:2;1-2:2")]
-    assert "13 evaluations instead of 8 + 5 evaluations instead of 3" in note
+    assert "13 evaluations instead of 8 in stage 1, 5 evaluations instead of 3 in stage 2" in note
     assert "65 % more" in note
     options.update(refine=False, self_refine_plan="2-6:2")
     dev = planned("nano-2.3-dev-t2v", **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modules.ltx.plan import Plan
+    from modules.ltx.plan import Plan, StagePlan
     from modules.ltx.request import Request
 
 
@@ -20,11 +20,19 @@ def refiner_notes(settled: Plan) -> list[str]:
     """What the self-refiner costs, before it is paid."""
     if settled.refiner is None:
         return []
-    counts = [(s.evaluations, s.plain_evaluations) for s in settled.stages if s.sigmas]
-    if all(made == plain for made, plain in counts):
+    sampling = [stage for stage in settled.stages if stage.sigmas]
+    if all(stage.evaluations == stage.plain_evaluations for stage in sampling):
         return [f"self-refiner: {settled.refiner.text} refines no step here"]
-    said = " + ".join(f"{made} evaluations instead of {plain}" if made > plain else f"{made}" for made, plain in counts)
-    return [f"self-refiner {settled.refiner.text}: {said}, {settled.refiner_cost} % more denoising at most"]
+    told = ", ".join(_evaluations(stage, named=len(sampling) > 1) for stage in sampling)
+    return [f"self-refiner {settled.refiner.text}: {told}; {settled.refiner_cost} % more denoising at most"]
+
+
+def _evaluations(stage: StagePlan, *, named: bool) -> str:
+    """`named`: there are two, so it is said which."""
+    refined = stage.evaluations > stage.plain_evaluations
+    instead = f" instead of {stage.plain_evaluations}" if refined else ""
+    where = f" in {stage.name.replace('stage', 'stage ')}" if named else ""
+    return f"{stage.evaluations} evaluations{instead}{where}"
 
 
 def frame_notes(request: Request, frames: int, *, predicted: bool) -> list[str]:
