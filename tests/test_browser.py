@@ -226,7 +226,7 @@ def test_jobs_stand_in_line_and_a_draft_is_chosen(page: Any, outputs: Path) -> N
     page.wait_for_selector("#ltx_line >> text=queued")
     page.click("#ltx_job input")
     page.click("[role=option]:has-text('a big blue square')")
-    page.click("#ltx_drop")  # the running one; then the page shows the next
+    page.click("#ltx_drop")  # the running one; the next is shown where videos are, and one is left where one is
     page.wait_for_selector("#ltx_line >> text=cancelled")
     page.click("button[role=tab]:has-text('Video')")
     page.wait_for_selector("#ltx_done >> text=in all")
@@ -238,6 +238,7 @@ def test_jobs_stand_in_line_and_a_draft_is_chosen(page: Any, outputs: Path) -> N
     page.click("#ltx_draft")
     page.wait_for_function("document.querySelectorAll('#ltx_sketches img').length === 2")
     page.click("#ltx_sketches button:has(img) >> nth=1")
+    page.wait_for_selector("#ltx_drafting >> text=/number 2, seed [0-9]+, is chosen/")
     page.click("#ltx_finish:not([disabled])")
     done(page)
     assert len(list(outputs.glob("*.mp4"))) == before + 2

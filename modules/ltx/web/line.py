@@ -72,7 +72,7 @@ class Drafts:
             self.state = gr.HTML(elem_id="ltx_drafting")
             self.gallery = gr.Gallery(label="Choose one", columns=4, elem_id="ltx_sketches", allow_preview=False)
             self.finish = gr.Button("Make the video of it", interactive=False, variant="primary", elem_id="ltx_finish")
-        self.made: Any = gr.State([])  # their ids, as they are shown
+        self.made: Any = gr.State([])  # (id, seed) of each, as they are shown
         self.picked = gr.State("")
 
     def wire(self, form: list[Any], read: Callable[[Any], Form]) -> None:
@@ -97,10 +97,12 @@ class Drafts:
         told = "" if last["state"] == "done" else panel.error_html(str(last["message"]))
         yield [told, *self._pictures(job), gr.update(interactive=False)]
 
-    def _pictures(self, job: Job) -> tuple[Any, list[str]]:
-        done = self.desk.drafts(job)
-        shown = [(Image.open(path), f"seed {seed}") for _, path, seed in done if path]
-        return shown, [name for name, path, _ in done if path]
+    def _pictures(self, job: Job) -> tuple[Any, list[tuple[str, int]]]:
+        done = [(name, path, seed) for name, path, seed in self.desk.drafts(job) if path]
+        shown = [(Image.open(path), f"seed {seed}") for _, path, seed in done]
+        return shown, [(name, seed) for name, _, seed in done]
 
-    def _chosen(self, made: list[str], event: gr.SelectData) -> tuple[str, Any, str]:
-        return made[event.index], gr.update(interactive=True), panel.words_html(f"number {event.index + 1} is chosen")
+    def _chosen(self, made: list[tuple[str, int]], event: gr.SelectData) -> tuple[str, Any, str]:
+        name, seed = made[event.index]
+        said = f"number {event.index + 1}, seed {seed}, is chosen"  # captions are cut where seeds are long
+        return name, gr.update(interactive=True), panel.words_html(said)

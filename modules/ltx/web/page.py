@@ -163,10 +163,11 @@ class Page(Layout):
         yield from self._followed(job, tab="video" if job.running else None)
 
     def _followed(self, job: Job, tab: str | None = "video") -> Iterator[list[Any]]:
-        """A job to its end, then those behind it in the queue."""
+        """A job to its end, then those behind it in the queue; for them no tab is turned to, since one may be looking
+        at the queue."""
         yield from self._one(job, tab)
         while (after := self.desk.jobs.running) is not None and not self.desk.jobs.closing:
-            yield from self._one(after, "video")
+            yield from self._one(after, None)
 
     def _one(self, job: Job, tab: str | None) -> Iterator[list[Any]]:
         """The tab is turned to once, at the beginning: whoever looks elsewhere meanwhile is let."""
