@@ -25,7 +25,6 @@ import numpy as np
 from nano import evaluate
 from nano.evaluate import Maker, Mode, interval
 
-SIDE = 256  # what two stages make, in one
 FIGURES = ("all", "shape", "motion", "outline", "area_drift", "jerk")
 BETTER = {"all": 1, "shape": 1, "motion": 1, "outline": 1, "area_drift": -1, "jerk": -1}
 
@@ -94,7 +93,7 @@ def share(asked: argparse.Namespace, rank: int) -> dict[str, list[dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         maker = Maker(Path(folder))
         for setting in settings:
-            mode = Mode(setting.name, name, {"width": SIDE, "height": SIDE, **setting.options})
+            mode = Mode(setting.name, name, {"width": asked.side, "height": asked.side, **setting.options})
             for index, scene in list(enumerate(evaluate.scenes(prompts, seed=11)))[rank::workers]:
                 for seed in range(seeds):
                     tries = [
@@ -153,6 +152,7 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="distilled", help="which LTX-Nano (distilled)")
     parser.add_argument("--prompts", type=int, default=100, help="prompts (100)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds for each prompt (3)")
+    parser.add_argument("--side", type=int, default=256, help="pixels a side (256: what two stages make, in one)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the clips (1)")
     parser.add_argument("--settings", nargs="*", metavar="NAME", help="some of the model's settings, off among them")
     asked = parser.parse_args()
@@ -164,7 +164,8 @@ def main() -> int:
     rows = {name: [row for part in shares for row in part[name]] for name in shares[0]}
     told = summary(rows)
     print("\n".join(table(told)))
-    print(json.dumps({"model": asked.model, "prompts": asked.prompts, "seeds": asked.seeds, "settings": told}))
+    setup = {"model": asked.model, "side": asked.side, "prompts": asked.prompts, "seeds": asked.seeds}
+    print(json.dumps({**setup, "settings": told}))
     return 0
 
 
