@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from modules.ltx import preview
-from modules.ltx.hosts.embedded import EmbeddedHost
+from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.ltx_process import run
 from modules.ltx.plan import Plan
 from modules.ltx.state import Event
@@ -55,8 +56,6 @@ def test_every_step_tells_what_it_looks_like(
     cache: Any, planned: Callable[..., Plan], picture: Any, tmp_path: Any, model: str
 ) -> None:
     seen: list[Event] = []
-    from modules.ltx.hosts.embedded import Settings
-
     host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=seen.append)
     images = [{"path": str(picture), "frame": frame} for frame in (0, -1)] if "condition" in model else []
     state = run(planned(model, images=images, width=128), host)
@@ -69,3 +68,20 @@ def test_every_step_tells_what_it_looks_like(
     # Behind the last step nothing is noise any more: it is the clip's middle frame, but for the normalisation.
     final = state.video_latents[0, :, state.video_latents.shape[2] // 2]
     assert torch.corrcoef(torch.stack([final.flatten(1).mean(1), last.float().flatten(1).mean(1)]))[0, 1] > 0.5
+
+
+def test_a_preview_shows_the_clip_and_not_its_noise(cache: Path, planned: Callable[..., Plan], tmp_path: Path) -> None:
+    """Where three quarters are noise and more, in both stages: what is shown is where the clip is going."""
+    seen: list[Event] = []
+    host = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True), on_event=seen.append)
+    asked = {"prompt": "a big green square still on black", "width": 256, "height": 256, "frames": 25, "steps": 8}
+    state = run(planned("nano-2.3-distilled-t2v", refine=True, **asked), host)
+    assert state.video_latents is not None
+    final = state.video_latents[0, :, state.video_latents.shape[2] // 2]
+    small = torch.nn.functional.adaptive_avg_pool2d(final, (4, 4))
+    for phase, meant, steps in (("sample", small, (3, 4, 5, 6)), ("refine", final, (1, 2))):
+        shown = [event.preview for event in seen if event.phase == phase and event.step in steps]
+        assert len(shown) == len(steps)
+        for frame in shown:
+            assert frame is not None
+            assert torch.corrcoef(torch.stack([frame.float().flatten(), meant.flatten()]))[0, 1] > 0.8

@@ -56,6 +56,19 @@ def exact(x: Tensor, s: float, n: float) -> Tensor:
     return (1 - n) * MEAN + (x - (1 - s) * MEAN) / deviation(s) * deviation(n)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_prediction_of_every_evaluation_is_told(name: str) -> None:
+    made = solver(name, DISTILLED_SIGMAS)
+    x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(1))
+    for index, t in enumerate(made.timesteps):
+        s = float(made.sigmas[index])
+        x0 = best(x, s)
+        x = made.step((x - x0) / s, t, x, return_dict=False)[0]
+        torch.testing.assert_close(made.x0.float(), x0, rtol=0, atol=1e-5)
+    made.set_timesteps()
+    assert made.x0 is None
+
+
 def geometric(steps: int, first: float = 0.95) -> list[float]:
     """Equal steps of log sigma down to what res_2s ends at."""
     return [first * (SMALLEST / first) ** (i / steps) for i in range(steps)]

@@ -55,6 +55,19 @@ def test_exact_on_a_straight_flow() -> None:
     torch.testing.assert_close(x, x0, rtol=0, atol=1e-6)
 
 
+def test_tokens_at_their_own_level_are_told_clean() -> None:
+    """As 0.9 Condition asks: minus the velocity, a timestep a token, of which the first is given and clean."""
+    noise, x0 = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    ours = planned(FlowMatchEulerDiscreteScheduler(), STAGE2_SIGMAS)
+    ours.set_timesteps()
+    assert ours.x0 is None
+    level = torch.tensor([0.0, *[STAGE2_SIGMAS[0]] * 4])
+    x = torch.lerp(x0, noise, level[:, None])
+    ours.step(x0 - noise, ours.timesteps[0], x, per_token_timesteps=(1000 * level).expand(2, 5), return_dict=False)
+    assert ours.x0 is not None
+    torch.testing.assert_close(ours.x0, x0, rtol=0, atol=1e-5)
+
+
 def test_a_copy_for_the_sound_keeps_the_list() -> None:
     ours = planned(FlowMatchEulerDiscreteScheduler(), STAGE2_SIGMAS)
     sound = copy.deepcopy(ours)

@@ -83,7 +83,9 @@ class FlowMatchSolver(FlowMatchPlanScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
         at = int(self.step_index)
-        after = self._advance(at, self._seen(at, model_output, sample, per_token_timesteps)).to(sample.dtype)
+        seen = self._seen(at, model_output, sample, per_token_timesteps)
+        self.x0 = seen.x0
+        after = self._advance(at, seen).to(sample.dtype)
         self._step_index = at + 1
         if not return_dict:
             return (after,)
@@ -98,17 +100,14 @@ class FlowMatchSolver(FlowMatchPlanScheduler):
     def _seen(self, at: int, model_output: Tensor, sample: Tensor, per_token: Tensor | None) -> Seen:
         exact = torch.float32 if sample.device.type == "mps" else self.dtype  # which has no float64
         x, v = sample.to(exact), model_output.to(exact)
-        if per_token is not None:  # 0.9 Condition: minus the velocity, and each token's own level
+        x0 = self._clean(at, v, x, per_token)
+        if per_token is not None:  # 0.9 Condition: each token's own level
             own = per_token[..., None].to(exact) / self.config.num_train_timesteps
-            return Seen(x, x + own * v, lambda sigma: torch.minimum(sigma, own))
-        x0 = x - self._sigma(at, x) * v
+            return Seen(x, x0, lambda sigma: torch.minimum(sigma, own))
         if self.levels is not None and x.ndim == 3 and self.levels.shape[1] == x.shape[1]:
             ratio = self.levels[: len(x), :, None].to(x)
             return Seen(x, x0, lambda sigma: ratio * sigma)
         return Seen(x, x0, lambda sigma: sigma)
-
-    def _sigma(self, at: int, like: Tensor) -> Tensor:
-        return self.sigmas[at].to(like)
 
     def _noise(self, like: Tensor, purpose: str = "") -> Tensor:
         """Standard normal, (batch, ...), one generator a sample and a purpose; drawn on the CPU."""

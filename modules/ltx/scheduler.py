@@ -12,13 +12,19 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 
 class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped
     """Euler steps x + (sigma_next - sigma) * v over a fixed list of sigmas, final 0 appended.
 
     One instance per stage. LTX-2 pipelines deepcopy it for the sound; the list travels with the copy.
+
+    `x0` is the clean latents that the latest evaluation predicts, shaped as its sample; None before the first. It is
+    what a preview shows: latents at a level of 0.9 are noise to the eye.
     """
+
+    x0: Tensor | None = None
 
     def install(self, sigmas: Sequence[float]) -> FlowMatchPlanScheduler:
         """Fix the list (descending, in (0, 1], without the final 0). Raises ValueError otherwise."""
@@ -43,10 +49,38 @@ class FlowMatchPlanScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[m
         self.sigmas = torch.cat([sigma, sigma.new_zeros(1)])
         self._step_index: int | None = None
         self._begin_index = None
+        self.x0 = None
         self._installed()
 
     def _installed(self) -> None:
         """The list stands, a call is about to begin: solvers of other kinds set themselves up here."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+        **more: Any,
+    ) -> Any:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        self.x0 = self._clean(int(self.step_index), model_output, sample, per_token_timesteps)
+        more |= {"per_token_timesteps": per_token_timesteps, "return_dict": return_dict}
+        return super().step(model_output, timestep, sample, **more)
+
+    def _clean(self, at: int, v: Tensor, x: Tensor, per_token: Tensor | None) -> Tensor:
+        """The clean latents that prediction `v` of evaluation `at` means. `per_token` (batch, tokens): the timestep of
+        each, from 0.9 Condition, whose prediction is minus the velocity."""
+        if per_token is None:
+            return x - self._sigma(at, x) * v
+        own: Tensor = per_token[..., None].to(x) / self.config.num_train_timesteps
+        return x + own * v
+
+    def _sigma(self, at: int, like: Tensor) -> Tensor:
+        sigma: Tensor = self.sigmas[at].to(like)
+        return sigma
 
 
 def planned(theirs: Any, sigmas: Sequence[float]) -> FlowMatchPlanScheduler:

@@ -232,7 +232,8 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
     def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         alone = recipe.step_of(stage.scheduler.sampler, index, steps), 1, 1
         step, run, runs = alone if attached is None else attached.position(index)
-        preview = None if attached is None or runs == 1 else attached.preview()
+        x0 = getattr(pipe.scheduler, "x0", None) if attached is None or runs == 1 else attached.preview()
+        shown = tensors["latents"] if x0 is None or not x0.numel() else x0  # 0.9 I2V steps all frames but the first
         host.emit(
             Event(
                 phase,
@@ -242,7 +243,7 @@ def _progress(state: State, host: Host, stage: StagePlan, attached: Attached | N
                 state.plan.evaluations,
                 run=run,
                 runs=runs,
-                preview=middle_frame(tensors["latents"] if preview is None else preview, grid, extra_in_front=front),
+                preview=middle_frame(shown, grid, extra_in_front=front),
             )
         )
         host.poll()
