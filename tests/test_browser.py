@@ -174,8 +174,8 @@ def test_a_job_is_found_again_paused_and_cancelled(page: Any, address: str, outp
     before = len(list(outputs.glob("*.mp4")))
     open_group(page, "Sampling", "steps")
     set_number(page, "steps", 200)
-    set_number(page, "frames", 121)
-    page.wait_for_selector("#ltx_plan >> text=121 frames", state="attached")
+    set_number(page, "frames", 481)  # stage 1 must outlast a reload: of 121 frames it took a fast machine 6 s
+    page.wait_for_selector("#ltx_plan >> text=481 frames", state="attached")
     page.click("#ltx_generate")
     page.wait_for_selector("#ltx_state >> text=evaluation 2")
     opened(page, address)  # reloaded
@@ -217,10 +217,12 @@ def test_jobs_stand_in_line_and_a_draft_is_chosen(page: Any, outputs: Path) -> N
     before = len(list(outputs.glob("*.mp4")))
     open_group(page, "Sampling", "steps")
     set_number(page, "steps", 200)
+    set_number(page, "frames", 481)  # it must run until it is cancelled
     page.fill("#ltx_prompt textarea", "a big blue square still on white")
     page.click("#ltx_generate")
     page.wait_for_selector("#ltx_state >> text=evaluation")
     set_number(page, "steps", 4)
+    set_number(page, "frames", 25)
     page.fill("#ltx_prompt textarea", PROMPT)
     page.click("#ltx_add")
     page.wait_for_selector("#ltx_line >> text=queued")
