@@ -166,6 +166,13 @@ def test_a_port_in_use_is_said_with_a_way_out() -> None:
         web.listen("127.0.0.1", 70_000)
 
 
+def test_no_answer_waits_for_the_acknowledgement_of_its_headers() -> None:
+    with web.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_sentences_lose_the_flags_of_the_command_line() -> None:
     assert in_words("--guidance-scale 99: out of range.") == "guidance scale 99: out of range."
     assert in_words("--last-image: X takes one.\n") == "last image: X takes one."
