@@ -11,7 +11,6 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 
 from extensions.selfrefiner.seam import Refiner, Session, attach
@@ -19,6 +18,7 @@ from modules.ltx.hosts import nano
 from modules.ltx.ltx_util import DISTILLED_SIGMAS
 from modules.ltx.scheduler import planned
 from tests.guidance_kit import GUIDED, UNGUIDED
+from tests.library_kit import condition, first_image
 
 CLASSES_2 = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
 CLASSES_09 = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
@@ -57,11 +57,11 @@ class Bench:
         else:
             asked.update(FOUR_WAY if guided else UNGUIDED)
         if self.kind == "LTX2ConditionPipeline":
-            asked.update(conditions=[LTX2VideoCondition(frames=picture(), crf=0)])
+            asked.update(conditions=[condition(picture())])
         elif self.kind == "LTXConditionPipeline":
             asked.update(conditions=[LTXVideoCondition(image=picture(), frame_index=0)], image_cond_noise_scale=0.0)
         elif "ImageToVideo" in self.kind:
-            asked.update(image=picture(), **({} if self.old else {"image_crf": 0}))
+            asked.update({"image": picture()} if self.old else first_image(picture()))
         return {**asked, **more}
 
     @contextmanager

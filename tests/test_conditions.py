@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 
 from modules.ltx import __main__ as command_line
@@ -31,6 +30,7 @@ from modules.ltx.state import State
 from modules.ltx.uploads import Uploads
 from tests.conftest import SMALL
 from tests.guidance_kit import UNGUIDED
+from tests.library_kit import condition
 from tests.test_equivalence import SIZE, bare, generator, sigmas_of
 
 CONDITION = "nano-2.3-distilled-condition"
@@ -157,8 +157,9 @@ def test_a_prefix_is_what_diffusers_is_given_2x(host: EmbeddedHost, cache: Path,
     video, _ = pipe(
         **(SIZE | {"num_frames": 17}),
         **UNGUIDED,
-        conditions=[LTX2VideoCondition(square(clip, 9), 0, 0.8, 33)],
+        conditions=[condition(square(clip, 9), 0, 0.8, 33)],
         sigmas=sigmas_of(made),
+        use_cross_timestep=True,
         noise_scale=1.0,
         generator=generator("stage1"),
         output_type="latent",

@@ -16,7 +16,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 
 from modules.ltx import stages
@@ -28,6 +27,7 @@ from modules.ltx.plan import Plan
 from modules.ltx.state import State
 from tests.guidance_kit import GUIDED as FOUR_WAY
 from tests.guidance_kit import UNGUIDED as IDENTITY
+from tests.library_kit import condition, first_image
 
 Planned = Callable[..., Plan]
 PROMPT = "a red ball moving right"
@@ -113,8 +113,8 @@ def test_image_to_video_2x(host: EmbeddedHost, cache: Path, planned: Planned, pi
     video, audio = pipe(
         **SIZE,
         **FOUR_WAY,
-        image=cropped(picture),
-        image_crf=33,
+        **first_image(cropped(picture), 33),
+        use_cross_timestep=True,
         sigmas=sigmas_of(plan),
         generator=generator("stage1"),
         output_type="latent",
@@ -134,13 +134,14 @@ def test_two_stages_with_first_and_last_image_2x(
     state = ours(plan, host)
     pipe = bare("LTX2ConditionPipeline", "2.3-dev", cache)
     conditions = [
-        LTX2VideoCondition(cropped(picture), 0, 1.0, 33),
-        LTX2VideoCondition(cropped(picture), 1, 0.5, 33),
+        condition(cropped(picture), 0, 1.0, 33),
+        condition(cropped(picture), 1, 0.5, 33),
     ]
     video, audio = pipe(
         **SIZE,
         **FOUR_WAY,
         conditions=conditions,
+        use_cross_timestep=True,
         sigmas=sigmas_of(plan),
         noise_scale=1.0,
         generator=generator("stage1"),
@@ -158,6 +159,7 @@ def test_two_stages_with_first_and_last_image_2x(
         **(SIZE | {"width": 128, "height": 128}),
         **IDENTITY,
         conditions=conditions,
+        use_cross_timestep=True,
         latents=bigger,
         audio_latents=audio,
         sigmas=[0.909375, 0.725, 0.421875],

@@ -16,6 +16,7 @@ from modules.ltx.errors import HostError, RequestError
 from modules.ltx.hosts import nano, nano_parts, nano_text
 from nano import prompts, world
 from tests.guidance_kit import UNGUIDED
+from tests.library_kit import condition, first_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 64, "height": 64}
@@ -74,13 +75,12 @@ def picture() -> Any:
 
 def start_picture(kind: str) -> dict[str, Any]:
     """How each class takes a first picture; crf=0 keeps H.264 out of it, which would need PyAV."""
-    from diffusers.pipelines.ltx2 import LTX2VideoCondition
 
     if kind in ("LTXPipeline", "LTX2Pipeline"):
         return {}
     if kind == "LTX2ConditionPipeline":
-        return {"conditions": [LTX2VideoCondition(frames=picture(), crf=0)]}
-    return {"image": picture(), **({"image_crf": 0} if kind == "LTX2ImageToVideoPipeline" else {})}
+        return {"conditions": [condition(picture())]}
+    return first_image(picture()) if kind == "LTX2ImageToVideoPipeline" else {"image": picture()}
 
 
 def without_dynamic_shifting(pipe: Any) -> Any:
@@ -201,7 +201,8 @@ def test_2_lora_changes_the_video_and_leaves_no_trace(load: Load, cache: Path, n
     pipe = load(name, "LTX2Pipeline")
     before = run_2(pipe)
     folder = nano.ensure(f"{name[:3]}-lora", cache)
-    pipe.load_lora_weights(folder, adapter_name="nano", local_files_only=True)
+    file = next(folder.glob("*.safetensors")).name
+    pipe.load_lora_weights(folder, weight_name=file, adapter_name="nano", local_files_only=True)
     changed = run_2(pipe)
     assert difference(before.frames, changed.frames) > 0.01
     assert difference(before.audio, changed.audio) > 0.01

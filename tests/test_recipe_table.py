@@ -17,6 +17,7 @@ import pytest
 from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from PIL import Image
 
+from modules.ltx.image_compression import compressed
 from modules.ltx.ltx_capabilities import Caps, all_caps
 from modules.ltx.plan import Plan, StagePlan, plan
 from modules.ltx.request import Request
@@ -177,7 +178,7 @@ def assert_guided(stage: StagePlan, video: tuple[float, ...], sound: tuple[float
 @pytest.mark.parametrize(("caps", "refine", "ratio", "given"), CASES)
 def test_a_class_takes_what_it_is_called_with(caps: Caps, refine: bool, ratio: float | None, given: str) -> None:
     rule, settled = RULES[caps.generation, caps.is_distilled], made(caps, refine, ratio, given)
-    picture = Image.new("RGB", (64, 64))
+    picture = Image.effect_noise((64, 64), 64).convert("RGB")
     shown = Given(tuple(picture for _ in settled.images))
     for stage in settled.stages:
         if not stage.sigmas:
@@ -200,9 +201,11 @@ def test_a_class_takes_what_it_is_called_with(caps: Caps, refine: bool, ratio: f
         told = args["conditions"] or () if "conditions" in args else ()
         assert len(told) == (len(settled.images) if "conditions" in signature else 0)
         assert ("image" in args) == ("ImageToVideo" in stage.pipeline)
-        if "image_crf" in args:
-            assert args["image_crf"] == rule.crf
-        assert all(one.crf == rule.crf for one in told if caps.family == "2.x")
+        if caps.family == "2.x":
+            shown_as = [one.frames for one in told] + [args[name] for name in ("image",) if name in args]
+            assert all(image.tobytes() == compressed(picture, rule.crf).tobytes() for image in shown_as)
+            assert all(getattr(one, "crf", 0) == 0 for one in told), "never twice"
+            assert args.get("image_crf", 0) == 0
 
 
 def test_every_published_variant_is_in_the_table() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
 from extensions.selfrefiner import refiner as refiner_module
 from extensions.selfrefiner.refiner import Certainty
@@ -18,6 +17,7 @@ from extensions.selfrefiner.seam import Refiner
 from modules.ltx.request import SAMPLERS
 from modules.ltx.samplers import FlowMatchSolver, sampler, watched
 from modules.ltx.solving import kind_of
+from tests.library_kit import condition
 from tests.seam_kit import PLAIN, Bench, picture, same
 
 ASKED = Refiner((1, 1, 3, 3, 1, 2, 2, 1), Certainty(threshold=0.8, certain=0.9), seed=5)
@@ -61,12 +61,10 @@ def inputs_of(one: Bench, refiner: Refiner | None, **more: Any) -> list[tuple[to
 def conditions(kind: str, strength: float) -> dict[str, Any]:
     """A first image, or a prefix of two latent frames, or a first and a last image."""
     if kind == "first and last":
-        return {
-            "conditions": [LTX2VideoCondition(picture(), crf=0), LTX2VideoCondition(picture(4), -1, strength, crf=0)]
-        }
+        return {"conditions": [condition(picture()), condition(picture(4), -1, strength)]}
     if kind == "prefix":
-        return {"conditions": [LTX2VideoCondition([picture()] * 9, strength=strength, crf=0)]}
-    return {"conditions": [LTX2VideoCondition(picture(), strength=strength, crf=0)]}
+        return {"conditions": [condition([picture()] * 9, strength=strength)]}
+    return {"conditions": [condition(picture(), strength=strength)]}
 
 
 @pytest.mark.parametrize("solver", SAMPLERS)

@@ -16,18 +16,21 @@ import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 
 from modules.ltx import borrow
 from modules.ltx.errors import RequestError
 from modules.ltx.hosts import nano
+from modules.ltx.library_features import IMAGE_CRF, has
 from modules.ltx.ltx_capabilities import all_caps, caps_for
 from modules.ltx.plan import Plan, plan
 from modules.ltx.request import Request
 from modules.ltx.scheduler import planned as plan_scheduler
+from modules.video_models import video_overrides
 from modules.video_models.video_overrides import Given, Start, call_args
 from tests.guidance_kit import GUIDED, UNGUIDED
+from tests.library_kit import condition as conditioned
+from tests.library_kit import default_of, first_image
 from tests.test_equivalence import SIZE, bare
 
 Planned = Callable[..., Plan]
@@ -71,9 +74,10 @@ def said(settled: Plan, number: int = 0, start: Start | None = None) -> dict[str
 
 
 def test_e1_a_guidance_scale_of_one_alone_still_runs_every_guidance(dev: Any, planned: Planned) -> None:
-    with counted(dev) as seen:
-        made(dev, guidance_scale=1.0)
-    assert seen == [2, 1, 1] * 2, "the trap"
+    if default_of("LTX2Pipeline", "stg_scale") > 0:  # not before diffusers 0.40
+        with counted(dev) as seen:
+            made(dev, guidance_scale=1.0)
+        assert seen == [2, 1, 1] * 2, "the trap"
     with counted(dev) as seen:
         made(dev, **UNGUIDED)
     assert seen == [1] * 2
@@ -115,10 +119,11 @@ def test_e3_a_block_that_does_not_exist_costs_a_call_and_does_nothing(dev: Any, 
 def test_e4_cross_timestep_is_on_unless_told(cache: Path, planned: Planned) -> None:
     """It shows where video tokens have other levels than the sound: with an image."""
     pipe = bare("LTX2ConditionPipeline", "2.0-dev", cache)
-    rest = {**UNGUIDED, "conditions": [LTX2VideoCondition(Image.new("RGB", (64, 64), "red"), 0, 1.0, 0)]}
-    default = made(pipe, **rest)[1]
-    assert torch.equal(default, made(pipe, **rest, use_cross_timestep=True)[1]), "the trap"
-    assert not torch.equal(default, made(pipe, **rest, use_cross_timestep=False)[1])
+    rest = {**UNGUIDED, "conditions": [conditioned(Image.new("RGB", (64, 64), "red"), 0, 1.0, 0)]}
+    on, off = (made(pipe, **rest, use_cross_timestep=wanted)[1] for wanted in (True, False))
+    assert not torch.equal(on, off)
+    default = default_of("LTX2ConditionPipeline", "use_cross_timestep")  # off before diffusers 0.40
+    assert torch.equal(made(pipe, **rest)[1], on if default else off), "the trap"
     assert said(planned("nano-2.0-dev-t2v"))["use_cross_timestep"] is False, "ours"
     assert said(planned("nano-2.3-dev-t2v"))["use_cross_timestep"] is True
 
@@ -219,18 +224,30 @@ def test_p10_a_cancel_is_polled_once_a_forward_not_once_a_step(dev: Any) -> None
     assert len(SIGMAS) == 2
 
 
-def test_e11_image_compression_is_said_not_asked_of_a_text_encoder(planned: Planned, picture: Path) -> None:
-    from diffusers.pipelines.ltx2.utils import resolve_default_image_crf
+def test_e11_image_compression_is_ours_not_asked_of_a_text_encoder(
+    planned: Planned, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has(IMAGE_CRF):
+        from diffusers.pipelines.ltx2.utils import resolve_default_image_crf
 
-    assert resolve_default_image_crf(None) == 33, "the trap: once 2.5's text encoder is freed"
+        assert resolve_default_image_crf(None) == 33, "the trap: once 2.5's text encoder is freed"
+    crfs: list[int] = []
+
+    def noted(image: Image.Image, crf: int) -> Image.Image:
+        crfs.append(crf)
+        return image
+
+    monkeypatch.setattr(video_overrides, "compressed", noted)
     wanted = {"2.0": 33, "2.3": 33, "2.5": 18}
     for caps in all_caps():
         if caps.family != "2.x" or not caps.supports_input_media:
             continue
         request = Request.parse({"prompt": "x", "images": [{"path": str(picture)}]})
         ours = said(plan(request, replace(caps, unavailable=())))
-        crfs = [one.crf for one in ours.get("conditions") or ()] or [ours["image_crf"]]
         assert crfs == [wanted[caps.generation]], "ours"
+        crfs.clear()
+        told = [getattr(one, "crf", 0) for one in ours.get("conditions") or ()]
+        assert {*told, ours.get("image_crf", 0)} == {0}, "and not a second time"
 
 
 def test_p12_a_half_given_token_is_taken_for_as_noisy_as_the_others(condition: Any) -> None:
@@ -244,10 +261,10 @@ def test_p12_a_half_given_token_is_taken_for_as_noisy_as_the_others(condition: A
         answers.append(output[0].clone())
 
     handle = condition.transformer.register_forward_hook(look, with_kwargs=True)
-    given = [LTX2VideoCondition(Image.new("RGB", (64, 64), "red"), 0, 0.5, 0)]
+    given = [conditioned(Image.new("RGB", (64, 64), "red"), 0, 0.5, 0)]
     try:
         made(condition, **UNGUIDED, conditions=given, noise_scale=1.0)
-        clean = [LTX2VideoCondition(Image.new("RGB", (64, 64), "red"), 0, 1.0, 0)]
+        clean = [conditioned(Image.new("RGB", (64, 64), "red"), 0, 1.0, 0)]
         made(condition, **UNGUIDED, conditions=clean, noise_scale=1.0)
     finally:
         handle.remove()
@@ -281,8 +298,8 @@ def test_p14_a_borrowed_scheduler_leaves_the_pipelines_config_as_it_was(dev: Any
 def test_stage_2_of_i2v_runs_through_the_condition_class(cache: Path, planned: Planned, picture: Path) -> None:
     pipe = bare("LTX2ImageToVideoPipeline", "2.3-distilled", cache)
     latents = torch.randn(1, 32, 2, 2, 2)
-    rest = {**UNGUIDED, "latents": latents, "noise_scale": 0.9, "image_crf": 0}
-    red, blue = (made(pipe, **rest, image=Image.new("RGB", (64, 64), colour))[0] for colour in ("red", "blue"))
+    rest = {**UNGUIDED, "latents": latents, "noise_scale": 0.9}
+    red, blue = (made(pipe, **rest, **first_image(Image.new("RGB", (64, 64), c)))[0] for c in ("red", "blue"))
     assert torch.equal(red, blue), "the trap: the image is ignored"
     settled = planned("nano-2.3-distilled-i2v", refine=True, width=128, height=128, images=[{"path": str(picture)}])
     assert settled.stages[-1].pipeline == "LTX2ConditionPipeline", "ours"

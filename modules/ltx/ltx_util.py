@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.ltx.errors import RequestError
+from modules.ltx.library_features import CONDITION_CRF, has
 
 # Lightricks/LTX-2 ltx_pipelines/utils/constants.py: DISTILLED_SIGMA_VALUES, without the final 0.
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
@@ -125,12 +126,11 @@ def seed_for(seed: int, purpose: str) -> int:
     return int.from_bytes(digest, "big") >> 1  # 63 bits: manual_seed takes a signed 64-bit integer
 
 
-def get_conditions(family: str, images: Sequence[Any], *, frames: int, crf: int) -> list[Any]:
+def get_conditions(family: str, images: Sequence[Any], *, frames: int) -> list[Any]:
     """Condition records of diffusers for `images`, a sequence of (PIL image or list of them, frame, strength).
 
     0.9 wants a pixel frame index; 2.x wants a *latent* index, where a pixel frame f > 0 lies in latent
-    (f - 1) // 8 + 1, and the CRF its image encoder was trained with (explicit: diffusers would take it
-    from the text encoder, which may be gone by then).
+    (f - 1) // 8 + 1. The images are compressed already, so the record says 0 where it has a CRF.
     """
     if family == "0.9":
         from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
@@ -145,8 +145,9 @@ def get_conditions(family: str, images: Sequence[Any], *, frames: int, crf: int)
         ]
     from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
+    done = {"crf": 0} if has(CONDITION_CRF) else {}
     return [
-        LTX2VideoCondition(frames=image, index=latent_index(frame, frames), strength=strength, crf=crf)
+        LTX2VideoCondition(frames=image, index=latent_index(frame, frames), strength=strength, **done)
         for image, frame, strength in images
     ]
 

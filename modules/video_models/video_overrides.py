@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modules.ltx.image_compression import compressed
+from modules.ltx.library_features import IMAGE_CRF, has
 from modules.ltx.ltx_capabilities import Caps, Guidance
 from modules.ltx.ltx_util import get_conditions
 from modules.ltx.plan import Plan, StagePlan
@@ -93,17 +95,28 @@ def _said(audio: float, video: float) -> float:
 
 
 def _image_args(plan: Plan, stage: StagePlan, given: Given) -> dict[str, Any]:
+    given = _compressed(given, plan.caps)
     images = given.images
     if stage.pipeline in (CONDITION, CONDITION_09):
         placed: list[Any] = [(image, at.frame, at.strength) for image, at in zip(images, plan.images, strict=True)]
         if plan.prefix is not None:
             placed.insert(0, (list(given.prefix), 0, plan.prefix.strength))
-        conditions = get_conditions(plan.caps.family, placed, frames=stage.frames, crf=plan.caps.image_crf)
+        conditions = get_conditions(plan.caps.family, placed, frames=stage.frames)
         noise = {"image_cond_noise_scale": plan.image_cond_noise_scale or 0.0} if stage.pipeline == CONDITION_09 else {}
         return {"conditions": conditions or None, **noise}
     if stage.pipeline == I2V:
-        return {"image": images[0], "image_crf": plan.caps.image_crf}
+        return {"image": images[0], **({"image_crf": 0} if has(IMAGE_CRF) else {})}
     return {"image": images[0]} if stage.pipeline == I2V_09 else {}
+
+
+def _compressed(given: Given, caps: Caps) -> Given:
+    """Single images as 2.x was trained to see them; frames of a video have been compressed, so they stay."""
+    if caps.family == "0.9":
+        return given
+    images, prefix = given.images, given.prefix
+    single = (*images, *prefix) if len(prefix) == 1 else images
+    done = tuple(compressed(image, caps.image_crf) for image in single)
+    return Given(done[: len(images)], done[len(images) :] or prefix)
 
 
 def _start_args(caps: Caps, stage: StagePlan, start: Start) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def decoder(folder: Path, shape: Sequence[int], where: Machine, free: int) -> An
     if obstacle:
         raise RequestError(obstacle)
     model = LTX2VideoDiffusionDecoderModel.from_pretrained(
-        folder, subfolder=DECODER, dtype=getattr(torch, where.dtype), use_safetensors=True, local_files_only=True
+        folder, subfolder=DECODER, torch_dtype=getattr(torch, where.dtype), use_safetensors=True, local_files_only=True
     )
     if attention is not None:
         model.set_attn_processor(attention)

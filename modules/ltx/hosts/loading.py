@@ -95,7 +95,7 @@ def load(
         if "transformer" not in extra:
             extra |= _other_transformer(caps, folder, dtype)
         pipe = _pipeline_class(caps.pipeline).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **extra
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **extra
         )
     if caps.vae_dtype is not None:
         pipe.vae.to(getattr(torch, caps.vae_dtype))
@@ -125,7 +125,7 @@ def _other_transformer(caps: Caps, folder: Path, dtype: Any) -> dict[str, Any]:
     if caps.transformer == "transformer":
         return {}
     model = diffusers.LTX2VideoTransformer3DModel.from_pretrained(
-        folder, subfolder=caps.transformer, dtype=dtype, use_safetensors=True, local_files_only=True
+        folder, subfolder=caps.transformer, torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
     return {"transformer": model}
 
@@ -168,7 +168,7 @@ def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any
         model = model_class.from_pretrained(
             folder,
             subfolder=hub.UPSAMPLER,
-            dtype=getattr(torch, where.dtype),
+            torch_dtype=getattr(torch, where.dtype),
             use_safetensors=True,
             local_files_only=True,
         )

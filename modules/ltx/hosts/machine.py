@@ -14,13 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from modules.ltx import library_features
 from modules.ltx.errors import RequestError
 
 DEVICES = ("cuda", "xpu", "mps", "cpu")  # ROCm is "cuda" to torch
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "group", "sequential")
-# First diffusers release with the generation's pipelines.
-NEEDS_DIFFUSERS: Mapping[str, tuple[int, int]] = MappingProxyType({"2.5": (0, 42)})
 
 
 @dataclass(frozen=True)
@@ -149,13 +148,11 @@ def empty_cache(device: str) -> None:
 
 
 def lacks() -> Mapping[str, str]:
-    """What is missing here, keyed as `ltx_capabilities.effective` reads it. Looks at versions, imports nothing."""
+    """What is missing here, keyed as `ltx_capabilities.effective` reads it. Imports none of the libraries."""
     missing: dict[str, str] = {}
-    diffusers = _version("diffusers")
-    for generation, least in NEEDS_DIFFUSERS.items():
-        if diffusers is None or diffusers < least:
-            missing[f"generation {generation}"] = f"needs diffusers >= {least[0]}.{least[1]}"
-    if _version("sdnq") is None:
+    if needed := library_features.missing(library_features.LTX_25):
+        missing["generation 2.5"] = needed
+    if not _said("sdnq"):
         missing["sdnq-int4"] = "needs the package sdnq (pip install sdnq)"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         missing["compile"] = "it needs a C++ compiler (g++ or clang++); leave --speed fast out, or install one"
@@ -169,7 +166,7 @@ def natten_missing() -> str:
     """What the fast kernel of the 2.5 diffusion decoder (NATTEN) lacks here; empty where it can be had."""
     if not Path("/proc/driver/nvidia/version").exists():  # asked without torch; NATTEN is for Linux anyway
         return "needs an NVIDIA GPU and Linux"
-    return "" if _version("kernels") is not None else "needs the package kernels (pip install kernels)"
+    return "" if _said("kernels") else "needs the package kernels (pip install kernels)"
 
 
 @cache  # asked at every plan and file, and read from files each time; what is installed stays as it is
@@ -179,14 +176,6 @@ def _said(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _version(package: str) -> tuple[int, int] | None:
-    try:
-        major, minor = _said(package).split(".")[:2]
-        return int(major), int(minor)
-    except ValueError:
-        return None
 
 
 def versions() -> dict[str, str]:

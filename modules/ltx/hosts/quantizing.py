@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from modules.ltx.errors import RequestError
+from modules.ltx.library_features import in_dtype
 
 # Bytes a weight, of bfloat16's two: int4 has scales and keeps some layers, as the published SDNQ repos do.
 SHARE: Mapping[str, float] = MappingProxyType(
@@ -67,8 +68,9 @@ def components(
 
 def component(folder: Path, part: str, subfolder: str, kind: str | None, dtype: Any) -> Any:
     """One component of a folder, quantized where a kind is named."""
-    model = class_of(*_index(folder)[part]).from_pretrained(
-        folder, subfolder=subfolder, dtype=dtype, use_safetensors=True, local_files_only=True
+    loaded = class_of(*_index(folder)[part])
+    model = loaded.from_pretrained(
+        folder, subfolder=subfolder, use_safetensors=True, local_files_only=True, **in_dtype(loaded, dtype)
     )
     return model.eval() if kind is None else quantized(model.eval(), kind, dtype)
 
