@@ -23,6 +23,9 @@ _CONDITION = "pipelines/ltx2/pipeline_ltx2_condition.py"
 _TRANSFORMER = "models/transformers/transformer_ltx2.py"
 
 
+_POPPED = re.compile(r"kwargs\.pop\(\"(\w+)\"")
+
+
 @dataclass(frozen=True)
 class Question:
     """Whether a file of diffusers defines `owner` (a class or function at its top level), and whether that takes
@@ -70,6 +73,16 @@ CONDITION_CRF = Feature(
     "the extension compresses the images before the call; the same result",
     ours=True,
 )
+DTYPE = Feature(
+    "`dtype` as the name of a model's precision",
+    (
+        Question("models/modeling_utils.py", "ModelMixin", "from_pretrained", "dtype"),
+        Question("pipelines/pipeline_utils.py", "DiffusionPipeline", "from_pretrained", "dtype"),
+    ),
+    "0.40",
+    "models are loaded under its older name; the same result",
+    ours=True,
+)
 LTX_25 = Feature(
     "LTX 2.5 (its transformer, duration head, prompt enhancer and diffusion decoder)",
     (
@@ -89,7 +102,7 @@ LTX_25 = Feature(
     "0.40",
     "the variants of LTX 2.5 are not offered",
 )
-FEATURES = (IMAGE_CRF, CONDITION_CRF, LTX_25)
+FEATURES = (IMAGE_CRF, CONDITION_CRF, DTYPE, LTX_25)
 
 
 @cache  # what is installed stays as it is while this process runs
@@ -110,9 +123,8 @@ def report() -> tuple[str, ...]:
 
 
 def in_dtype(kind: type, dtype: Any) -> dict[str, Any]:
-    """The keyword with which `kind.from_pretrained` loads in `dtype`. transformers calls it dtype and warns of the
-    other name; diffusers before 0.40 knows torch_dtype alone, and every release takes that."""
-    return {"dtype" if kind.__module__.startswith("transformers.") else "torch_dtype": dtype}
+    """The keyword with which `kind.from_pretrained` loads in `dtype`; the other name is unknown or deprecated."""
+    return {"torch_dtype" if kind.__module__.startswith("diffusers.") and not has(DTYPE) else "dtype": dtype}
 
 
 def _folder(package: str) -> Path | None:
@@ -142,10 +154,11 @@ def _block(source: str, opening: str) -> str:
 
 
 def _names(source: str) -> frozenset[str]:
-    """The parameters of a function, or the fields of a class, by its source."""
+    """The parameters of a function, with those that it takes out of its `kwargs`; or the fields of a class."""
     node = next(iter(ast.parse(source).body), None)
     if isinstance(node, ast.FunctionDef):
         given = node.args
-        return frozenset(each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+        named = (each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+        return frozenset((*named, *_POPPED.findall(source)))
     fields = (part.target for part in getattr(node, "body", ()) if isinstance(part, ast.AnnAssign))
     return frozenset(name.id for name in fields if isinstance(name, ast.Name))

@@ -19,6 +19,7 @@ from modules.ltx.hosts.hub import DECODER, ENHANCER, READER
 from modules.ltx.hosts.loading import load_errors
 from modules.ltx.hosts.machine import Machine, natten_missing
 from modules.ltx.hosts.places import Places
+from modules.ltx.library_features import in_dtype
 from modules.ltx.ltx_capabilities import Caps
 
 _GIB = 2**30
@@ -96,9 +97,9 @@ def decoder(folder: Path, shape: Sequence[int], where: Machine, free: int) -> An
     obstacle = too_small(config, shape) or (missing and too_large(config, shape, free, missing))
     if obstacle:
         raise RequestError(obstacle)
-    model = LTX2VideoDiffusionDecoderModel.from_pretrained(
-        folder, subfolder=DECODER, torch_dtype=getattr(torch, where.dtype), use_safetensors=True, local_files_only=True
-    )
+    kind = LTX2VideoDiffusionDecoderModel
+    named = in_dtype(kind, getattr(torch, where.dtype))
+    model = kind.from_pretrained(folder, subfolder=DECODER, use_safetensors=True, local_files_only=True, **named)
     if attention is not None:
         model.set_attn_processor(attention)
     model.enable_tiling()  # the sizes it comes with are Lightricks' own

@@ -21,6 +21,7 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from modules.ltx import headers
 from modules.ltx.errors import HostError
 from modules.ltx.hosts import built, folders, hub, machine, quantizing
+from modules.ltx.library_features import in_dtype
 from modules.ltx.ltx_capabilities import Caps
 from modules.video_models.video_overrides import scheduler_overrides
 
@@ -94,8 +95,9 @@ def load(
         extra |= dict.fromkeys(_left_out(folder))
         if "transformer" not in extra:
             extra |= _other_transformer(caps, folder, dtype)
-        pipe = _pipeline_class(caps.pipeline).from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **extra
+        kind = _pipeline_class(caps.pipeline)
+        pipe = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **in_dtype(kind, dtype), **extra
         )
     if caps.vae_dtype is not None:
         pipe.vae.to(getattr(torch, caps.vae_dtype))
@@ -124,8 +126,9 @@ def _other_transformer(caps: Caps, folder: Path, dtype: Any) -> dict[str, Any]:
     """A transformer from another subfolder than the default one (2.5 keeps Dev beside Distilled)."""
     if caps.transformer == "transformer":
         return {}
-    model = diffusers.LTX2VideoTransformer3DModel.from_pretrained(
-        folder, subfolder=caps.transformer, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    kind = diffusers.LTX2VideoTransformer3DModel
+    model = kind.from_pretrained(
+        folder, subfolder=caps.transformer, use_safetensors=True, local_files_only=True, **in_dtype(kind, dtype)
     )
     return {"transformer": model}
 
@@ -168,9 +171,9 @@ def upsampler(caps: Caps, folder: Path, vae: Any, where: machine.Machine) -> Any
         model = model_class.from_pretrained(
             folder,
             subfolder=hub.UPSAMPLER,
-            torch_dtype=getattr(torch, where.dtype),
             use_safetensors=True,
             local_files_only=True,
+            **in_dtype(model_class, getattr(torch, where.dtype)),
         )
     wrap = diffusers.LTX2LatentUpsamplePipeline if two else diffusers.LTXLatentUpsamplePipeline
     pipe = wrap(vae=vae, latent_upsampler=model.to(where.device))

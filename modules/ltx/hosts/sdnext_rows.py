@@ -13,6 +13,7 @@ from typing import Any
 
 from modules.ltx.hosts import machine, places
 from modules.ltx.hosts.sdnext import ENGINE, ui
+from modules.ltx.library_features import in_dtype
 from modules.ltx.ltx_capabilities import Caps, all_caps, effective
 from modules.ltx.ltx_util import get_bucket, get_frames
 from modules.video_models.ltx_models import CONDITION_09
@@ -86,7 +87,7 @@ def load_override(selected: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
     made: dict[str, Any] = {}
     if caps.vae_dtype is not None:
         kind, dtype = diffusers.AutoencoderKLLTXVideo, getattr(torch, caps.vae_dtype)
-        made["vae"] = kind.from_pretrained(selected.repo, subfolder="vae", torch_dtype=dtype, **where)
+        made["vae"] = kind.from_pretrained(selected.repo, subfolder="vae", **in_dtype(kind, dtype), **where)
     if caps.transformer != "transformer":
         kind = diffusers.LTX2VideoTransformer3DModel
         loading, quantizing = ui("model_quant").get_dit_args({}, module="Model", device_map=True)
@@ -97,9 +98,8 @@ def load_override(selected: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
     if connectors:
         from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
-        made["connectors"] = LTX2TextConnectors.from_pretrained(
-            connectors, subfolder="connectors", torch_dtype=ui("devices").dtype, **where
-        )
+        named = in_dtype(LTX2TextConnectors, ui("devices").dtype)
+        made["connectors"] = LTX2TextConnectors.from_pretrained(connectors, subfolder="connectors", **named, **where)
     return made
 
 
