@@ -83,7 +83,8 @@ class Host(Protocol):
         """The most bytes held since it was last asked; None where nobody knows."""
 
     def free(self, phase: str) -> None:
-        """Give memory back at the boundary behind `phase`; "tile" comes often and should be cheap."""
+        """Give memory back after `phase`. "tile" and "decoder" come within decoding, "tile" often; "relief" comes after
+        memory ran out, when the error has left frames that hold tensors."""
 
     def poll(self) -> None:
         """Called at least once a forward: raises Cancelled after a cancel, waits while paused."""

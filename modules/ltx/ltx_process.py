@@ -104,7 +104,7 @@ def _timed(phase: str, stage: stages.Stage, state: State, host: Host) -> State:
         # Behind the handler: the error's frames, and the tensors in them, are gone here.
         plan, note = eased
         state = replace(state, plan=plan, notes=(*state.notes, note))
-        host.free(phase)
+        host.free("relief")
         host.emit(Event(phase, evaluations=state.done, planned=plan.evaluations, message=note))
 
 

@@ -262,11 +262,8 @@ class EmbeddedHost:
         return machine.peak_memory("cpu" if self._resident is None else self._resident.machine.device)
 
     def free(self, phase: str) -> None:
-        if phase != "tile":
-            # All of torch and diffusers is looked through otherwise: half of the time of a small job. On a CPU, what a
-            # phase has left in circles is little.
-            where = self._resident.machine.device if self._resident is not None else "cpu"
-            gc.collect(1 if where.startswith("cpu") else 2)
+        if phase == "relief":  # no other phase leaves a tensor in a reference cycle, and a collection takes long
+            gc.collect()
         machine.empty_cache("cpu" if self._resident is None else self._resident.machine.device)
 
     def cancel(self) -> None:

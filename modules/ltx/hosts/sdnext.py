@@ -26,6 +26,7 @@ from modules.ltx.embeddings import Embeddings
 from modules.ltx.errors import Cancelled, HostError
 from modules.ltx.hosts import machine, places, refiner
 from modules.ltx.hosts.captured import captured
+from modules.ltx.hosts.sdnext_stops import remembered
 from modules.ltx.ltx_capabilities import Caps, Facts
 from modules.ltx.plan import LoraPlan, Plan
 from modules.ltx.preview import Colours
@@ -77,7 +78,6 @@ class SDNextHost:
     ) -> None:
         self._task, self._on_event = task, on_event
         self._kept = kept or resident()
-        self._stopped = ""  # how the user stopped the job: interrupt or skip
         self._began = 0.0
         self._frame: Tensor | None = None  # the middle latent frame, until the UI has asked for it
 
@@ -101,35 +101,17 @@ class SDNextHost:
                 undo.callback(progress.finish_task, self._task)
                 progress.start_task(self._task)
             self._began = time.time()
+            undo.enter_context(remembered(state))
             undo.callback(state.end, state.begin(ENGINE, task_id=self._task or 0))
-            undo.enter_context(self._listening(state))
             undo.enter_context(replaced(state, "set_current_image", self._show))
-            yield
-
-    @contextmanager
-    def _listening(self, state: Any) -> Iterator[None]:
-        """The user's interrupt and skip are remembered: every nested job of the UI forgets them."""
-
-        def heard(name: str, theirs: Callable[[], None]) -> Callable[[], None]:
-            def call() -> None:
-                self._stopped = self._stopped or name
-                theirs()
-
-            return call
-
-        with ExitStack() as undo:
-            for name in ("interrupt", "skip"):
-                undo.enter_context(replaced(state, name, heard(name, getattr(state, name))))
             yield
 
     def poll(self) -> None:
         state = ui("shared").state
-        while state.paused and not self._stopped:
+        while state.paused and not (state.interrupted or state.skipped):
             time.sleep(0.1)
-        if not self._stopped and (state.interrupted or state.skipped):  # set without the method
-            self._stopped = "skip" if state.skipped else "interrupt"
-        if self._stopped:
-            raise Cancelled(f"{'skipped' if self._stopped == 'skip' else 'interrupted'}; nothing was written")
+        if state.interrupted or state.skipped:
+            raise Cancelled(f"{'interrupted' if state.interrupted else 'skipped'}; nothing was written")
 
     def emit(self, event: Event) -> None:
         state = ui("shared").state
@@ -266,9 +248,10 @@ class SDNextHost:
 
         with captured(pipe) as call, replaced(pipe, "preprocess", without_prompt):
             ui("processing").process_images(p)
-            output = call.result()
+        if call.error is not None:  # the UI marks what failed as interrupted; the user did not
+            ui("shared").state.interrupted = False
         self.poll()
-        return output
+        return call.result()
 
     def _processing(self, plan: Plan) -> Any:
         shared, first = ui("shared"), plan.stages[0]
@@ -309,7 +292,14 @@ class SDNextHost:
         return machine.peak_memory(device, anew=device.startswith("cpu"))  # the UI counts an accelerator's itself
 
     def free(self, phase: str) -> None:
-        ui("devices").torch_gc(force=phase != "tile", reason=f"ltx:{phase}")
+        """The allocator's cache before stage 2 and after decoding. A collection only where the UI's own threshold of
+        used memory asks for it, or after memory ran out: no phase leaves a tensor in a reference cycle, and with a page
+        open a collection takes seconds."""
+        if phase == "relief":
+            ui("devices").torch_gc(force=True, reason="ltx:relief")
+        elif phase in ("upsample", "decode"):
+            machine.empty_cache(str(ui("devices").device))
+            ui("devices").torch_gc(reason=f"ltx:{phase}")
 
     def output_path(self, plan: Plan) -> Path:
         """Named and placed as the UI names and places its videos."""
