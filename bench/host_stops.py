@@ -57,16 +57,25 @@ class Bench:
             "API": api.post_interrupt,
             "bound before the job": bound["interrupt"],
             "bound before the job, skip": bound["skip"],
-            "paused, then bound": lambda: (bound["pause"](), time.sleep(PAUSED), bound["interrupt"]()),
+            "paused, then bound": self._paused(bound),
         }
         self.phase, self.forwards, self.fired = "", 0, 0.0
+
+    @staticmethod
+    def _paused(bound: dict[str, Callable[[], object]]) -> Callable[[], None]:
+        def stop() -> None:
+            bound["pause"]()
+            time.sleep(PAUSED)
+            bound["interrupt"]()
+
+        return stop
 
     def plan(self, number: int) -> Any:
         from modules.ltx.front import settle
         from modules.ltx.hosts.sdnext import SDNextHost
         from modules.ltx.request import Request
 
-        model, options = JOBS[number % len(JOBS)]
+        model, options = JOBS[number]
         asked = {"model": model, "prompt": f"a red ball moving right {number}", "seed": 1, **options}
         return settle(Request.parse(asked), SDNextHost())
 
@@ -121,7 +130,7 @@ def measured(bench: Bench, count: int, seed: int) -> tuple[list[Round], int]:
     roads = list(bench.roads)
     usual: dict[int, tuple[float, str]] = {}
     for number in range(count):
-        job = number % len(JOBS)
+        job = number * len(JOBS) // count  # one after the other: a model in memory stays
         if job not in usual:
             bench.run(bench.plan(job))  # loads the model
             began = time.perf_counter()
