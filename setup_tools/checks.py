@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from setup_tools.environment import setup
 from setup_tools.project import FAILED, Project, SetupError, say
 from setup_tools.releases import NotFetched, Release, declared, in_front, unpacked
-from setup_tools.survey import look_into
+from setup_tools.survey import Elsewhere, look_into
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 TEST_STEPS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("bench.audit",), ("pytest",))
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")  # what the tests of a page look for
 LIBRARY = "diffusers"  # its oldest and newest declared release are tested too
-# The cache is for the whole suite, where `--last-failed` looks.
-SHORT = ("pytest", "-m", "short", "-p", "no:cacheprovider")
+# pytest's cache is for the whole suite, where `--last-failed` looks. The short suite takes a single process: a second
+# one would spend its time on loading torch again.
+CHOICES = {"library": ("-p", "no:cacheprovider"), "short": ("-p", "no:cacheprovider", "-n", "0")}
+
+
+def chosen(project: Project, mark: str, arguments: Sequence[str] = ()) -> list[str]:
+    """pytest for the tests with a mark. Only their files are read, unless the arguments name some."""
+    named = any((project.root / one.partition("::")[0]).exists() for one in arguments)
+    files = [] if named else sorted((project.root / "tests").rglob("test_*.py"))
+    with_mark = [file for file in files if f"mark.{mark}" in file.read_text(encoding="utf-8")]
+    paths = [file.relative_to(project.root).as_posix() for file in with_mark]
+    return ["pytest", "-m", mark, *CHOICES[mark], *paths, *arguments]
 
 
 def browser() -> str | None:
@@ -44,20 +54,21 @@ def run_tests(project: Project, pytest_arguments: Sequence[str]) -> int:
         say(f"== {' '.join(command)}")
         outcomes[" ".join(step)] = project.run(str(project.python), "-m", *command) == 0
     if not pytest_arguments:  # who chooses among the tests does not want others
-        outcomes.update(run_short_suites(project))
+        outcomes.update(run_short_tests(project))
     return verdict(outcomes)
 
 
-def run_short_suites(project: Project) -> dict[str, bool | None]:
-    """The short suite with the other releases that are declared: passed or not; None where one cannot be fetched."""
+def run_short_tests(project: Project) -> dict[str, bool | None]:
+    """The short tests with the other releases that are declared: passed or not; None where one cannot be fetched."""
     outcomes: dict[str, bool | None] = {}
-    there = look_into(project.python)
-    for release in declared(project, LIBRARY, there) if there else ():
-        step = f"short suite with {release}"
+    there = look_into(project.python) or Elsewhere({"markers": {}, "packages": {}})
+    for release in declared(project, LIBRARY, there):
+        step = f"short tests with {release}"
         say(f"== {step}")
         try:
             place = unpacked(project, release, project.venv / "releases", project.pip)
-            outcomes[step] = project.run(str(project.python), "-m", *SHORT, more=in_front([place])) == 0
+            command = chosen(project, "short")
+            outcomes[step] = project.run(str(project.python), "-m", *command, more=in_front([place])) == 0
         except SetupError as error:
             say(str(error))
             outcomes[step] = None if isinstance(error, NotFetched) else False
@@ -74,10 +85,11 @@ def verdict(outcomes: Mapping[str, bool | None]) -> int:
 
 
 def run_library_tests(project: Project, releases: Sequence[Release], short: bool, arguments: Sequence[str]) -> int:
-    """The tests that face the libraries, or the short suite of them, with other releases in front."""
+    """The tests that face the libraries, or the short choice of them, with other releases in front."""
     setup(project, "test")
     places = [unpacked(project, release, project.venv / "releases", project.pip) for release in releases]
-    which = SHORT if short else ("pytest", "-m", "library", *SHORT[3:])
-    step = f"{'short suite' if short else 'library tests'}{''.join(f' with {release}' for release in releases)}"
+    mark = "short" if short else "library"
+    step = f"{mark} tests{''.join(f' with {release}' for release in releases)}"
     say(f"== {step}")
-    return verdict({step: project.run(str(project.python), "-m", *which, *arguments, more=in_front(places)) == 0})
+    command = chosen(project, mark, arguments)
+    return verdict({step: project.run(str(project.python), "-m", *command, more=in_front(places)) == 0})

@@ -127,15 +127,11 @@ def dependencies(root: Path, extra: str = "", *, page: bool = True) -> list[str]
         ) from error
 
 
-def pins(file: Path) -> list[tuple[str, str]]:
-    """(requirement, its lines with the hashes) of every pin in a file of pins/ or in constraints.txt."""
-    found: list[list[str]] = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.startswith((" ", "\t")):
-            found[-1].append(line)
-        elif line.strip() and not line.startswith("#"):
-            found.append([line])
-    return [(lines[0].rstrip("\\\n ").strip(), "".join(lines)) for lines in found]
+def pins(file: Path) -> list[tuple[str, list[str]]]:
+    """(requirement line, its options --hash=) of every pin in a file of pins/ or in constraints.txt."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
+    pinned = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(line.partition(" --hash=")[0].strip(), re.findall(r"--hash=\S+", line)) for line in pinned]
 
 
 def is_fresh(stamp: Path, wanted: str) -> bool:

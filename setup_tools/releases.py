@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from setup_tools.survey import Distributions
 
-    Files = Sequence[Path]
-
 
 class NotFetched(SetupError):
     """The package index could not be reached, or does not have the release."""
@@ -65,13 +63,13 @@ def version(text: str) -> Any:
     return first_module("packaging.version", "pip._vendor.packaging.version").Version(text)
 
 
-def hashed(files: Files, release: Release) -> str:
-    """The lines of a release with its hashes, for whatever Python; empty where none of the files has it."""
+def hashed(files: Sequence[Path], release: Release) -> str:
+    """A release with its hashes as a requirement line, for whatever Python; empty where none of the files has it."""
     for file in files:
-        for pin, lines in pins(file):
+        for pin, hashes in pins(file):
             one = parsed(pin)
-            if canonical(one.name) == release.name and one.specifier == parsed(str(release)).specifier:
-                return f"{release} \\\n{lines.partition(chr(10))[2]}"
+            if canonical(one.name) == release.name and one.specifier == parsed(str(release)).specifier and hashes:
+                return f"{release} {' '.join(hashes)}\n"
     return ""
 
 
