@@ -75,6 +75,9 @@ class Pip(Recorder):
     offline: bool = False
     results: str = '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="1"/></testsuites>'
     environments: list[Mapping[str, str]] = field(default_factory=list)
+    needs: dict[str, str] = field(default_factory=dict)  # what a distribution needs
+    refused: str = ""  # a distribution that cannot be installed
+    given: list[list[str]] = field(default_factory=list)  # the pins of each install
 
     def __call__(self, command: Sequence[str], cwd: Path, more: Mapping[str, str]) -> int:
         code = super().__call__(command, cwd, more)
@@ -83,9 +86,12 @@ class Pip(Recorder):
         if "download" in command:
             code = code or int(self.offline)
         if code == 0 and "--target" in values:
-            for pin, _ in pins(Path(values["--requirement"])):
-                name, _, version = pin.partition("==")
-                make_distribution(Path(values["--target"]), name, version)
+            self.given.append([pin for pin, _ in pins(Path(values["--requirement"]))])
+            for name, version in (pin.split("==") for pin in self.given[-1]):
+                if name == self.refused:
+                    return 1
+                needs = [self.needs[name]] if name in self.needs else []
+                make_distribution(Path(values["--target"]), name, version, *needs)
         if "--junitxml" in values and self.results:
             Path(values["--junitxml"]).write_text(self.results, encoding="utf-8")
         return code
