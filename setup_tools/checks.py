@@ -92,4 +92,6 @@ def run_library_tests(project: Project, releases: Sequence[Release], short: bool
     step = f"{mark} tests{''.join(f' with {release}' for release in releases)}"
     say(f"== {step}")
     command = chosen(project, mark, arguments)
-    return verdict({step: project.run(str(project.python), "-m", *command, more=in_front(places)) == 0})
+    code = project.run(str(project.python), "-m", *command, more=in_front(places))
+    say(f"== {'failed' if code else 'passed'}: {step}")
+    return FAILED if code else 0

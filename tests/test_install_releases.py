@@ -169,7 +169,13 @@ def test_library_tests_with_named_releases_in_front(
     folders = os.pathsep.join(str(root / ".venv/releases" / one) for one in fronts)
     assert pip.environments[-1] == ({"PYTHONPATH": folders} if fronts else {})
     assert not pip.started("mypy")
-    assert capsys.readouterr().out.splitlines()[-1] == "== all 1 steps passed"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("== passed: ")
+
+
+def test_failed_library_tests_are_a_failure(root: Path, capsys: Capture) -> None:
+    pip = Pip(codes={"pytest": 1})
+    assert install.main(["test", "--with", str(OLD), "--short"], Project(root, pip)) == FAILED
+    assert capsys.readouterr().out.splitlines()[-1] == "== failed: short tests with diffusers==0.39.0"
 
 
 def test_a_named_release_that_cannot_be_had_is_one_sentence(root: Path, capsys: Capture) -> None:
