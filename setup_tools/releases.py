@@ -109,6 +109,7 @@ def unpacked(project: Project, release: Release, folder: Path, pip: Sequence[str
     # hash is checked.
     fetch = [
         "download",
+        "-qq",
         "--no-deps",
         "--only-binary=:all:",
         "--retries=1",
@@ -137,7 +138,7 @@ def install_pinned(project: Project, pip: Sequence[str], lines: str, target: Pat
     target.parent.mkdir(parents=True, exist_ok=True)
     file = target.with_suffix(".txt")
     file.write_text(lines, encoding="utf-8")
-    options = ["--no-input", "--no-deps", "--no-compile", f"--target={target}", *more]
+    options = ["-qq", "--no-input", "--no-deps", "--no-compile", f"--target={target}", *more]
     options += ["--require-hashes"] if "--hash=" in lines else []
     if project.run(*pip, "install", *options, f"--requirement={file}") != 0:
         raise SetupError(
