@@ -22,10 +22,14 @@ LIBRARY = "diffusers"  # its oldest and newest declared release are tested too
 CHOICES = {"library": ("-p", "no:cacheprovider"), "short": ("-p", "no:cacheprovider", "-n", "0")}
 
 
+def name_tests(project: Project, arguments: Sequence[str]) -> bool:
+    """Whether arguments of pytest name files or tests in files."""
+    return any((project.root / one.partition("::")[0]).is_file() for one in arguments)
+
+
 def chosen(project: Project, mark: str, arguments: Sequence[str] = ()) -> list[str]:
     """pytest for the tests with a mark. Only their files are read, unless the arguments name some."""
-    named = any((project.root / one.partition("::")[0]).exists() for one in arguments)
-    files = [] if named else sorted((project.root / "tests").rglob("test_*.py"))
+    files = [] if name_tests(project, arguments) else sorted((project.root / "tests").rglob("test_*.py"))
     with_mark = [file for file in files if f"mark.{mark}" in file.read_text(encoding="utf-8")]
     paths = [file.relative_to(project.root).as_posix() for file in with_mark]
     return ["pytest", "-m", mark, *CHOICES[mark], *paths, *arguments]

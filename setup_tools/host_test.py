@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from setup_tools.checks import browser
+from setup_tools.checks import browser, name_tests
 from setup_tools.environment import OLDEST_PYTHON
 from setup_tools.project import (
     BAD_USAGE,
@@ -158,6 +158,7 @@ def with_tools(project: Project, host: HostPython, names: Sequence[str]) -> None
     if is_fresh(folder / "stamp", content):
         return
     packages = folder / "packages"
+    (folder / "stamp").unlink(missing_ok=True)  # from here on it is half-made
     shutil.rmtree(packages, ignore_errors=True)  # the host may have by now what it lacked
     packages.mkdir(parents=True)
     tried: set[str] = set()
@@ -191,10 +192,11 @@ def run_host_test(
     environment = behind(folder / "packages", places)
     results = folder / "results.xml"
     results.unlink(missing_ok=True)
-    chosen = [] if any(one.startswith("-k") for one in arguments) else ["-k", "not embedded"]
-    command = ["tests/host_contract", f"--host-root={root}", "-o", "addopts=", "-q", "-rs", f"--junitxml={results}"]
+    where = [] if name_tests(project, arguments) else ["tests/host_contract"]
+    which = [] if any(one.startswith("-k") for one in arguments) else ["-k", "not embedded"]
+    command = [*where, f"--host-root={root}", "-o", "addopts=", "-q", "-rs", f"--junitxml={results}", *which]
     begun = time.monotonic()
-    code = project.run(str(host.python), "-m", "pytest", *command, *chosen, *arguments, more=environment)
+    code = project.run(str(host.python), "-m", "pytest", *command, *arguments, more=environment)
     minutes = (time.monotonic() - begun) / 60
     say("\n".join(table(host, look_into(host.python, environment) or host.has)))
     say(f"== {counted(results, code)} in {minutes:.1f} minutes")

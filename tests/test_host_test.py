@@ -131,6 +131,15 @@ def test_who_chooses_by_name_chooses_among_all(root: Path, host: Path) -> None:
     assert tests[-2:] == ["-k", "not test_page and sigmas"]
 
 
+def test_a_named_file_is_the_only_one(root: Path, host: Path) -> None:
+    (root / "tests").mkdir()
+    (root / "tests/test_page.py").touch()
+    pip = index()
+    run(root, host, pip, "tests/test_page.py::test_it")
+    [tests] = pip.started("pytest")
+    assert [one for one in tests if one.startswith("tests/")] == ["tests/test_page.py::test_it"]
+
+
 def test_a_named_python_is_taken_as_it_is_named(root: Path, host: Path, tmp_path: Path) -> None:
     """Not what a link leads to, which would be another Python with other packages."""
     (host / "venv").rename(tmp_path / "elsewhere")
