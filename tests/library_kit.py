@@ -6,10 +6,13 @@ import inspect
 from typing import Any
 
 import diffusers
+import pytest
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
 from modules.ltx.image_compression import compressed
-from modules.ltx.library_features import CONDITION_CRF, IMAGE_CRF, has
+from modules.ltx.library_features import CONDITION_CRF, IMAGE_CRF, LTX_25, has, missing
+
+needs_25 = pytest.mark.skipif(bool(missing(LTX_25)), reason=f"{LTX_25.name}: {missing(LTX_25)}")
 
 
 def condition(frames: Any, index: int = 0, strength: float = 1.0, crf: int = 0) -> Any:

@@ -7,6 +7,8 @@ import pytest
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import CONSERVATIVE, Caps, Facts, all_caps, as_variant, caps_for, effective
 
+pytestmark = pytest.mark.library
+
 T2V, I2V, CONDITION = "LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"
 CLASSES = {"T2V": T2V, "I2V": I2V, "Condition": CONDITION}
 C09 = "LTXConditionPipeline"

@@ -33,6 +33,8 @@ from tests.guidance_kit import UNGUIDED
 from tests.library_kit import condition
 from tests.test_equivalence import SIZE, bare, generator, sigmas_of
 
+pytestmark = pytest.mark.library
+
 CONDITION = "nano-2.3-distilled-condition"
 Planned = Callable[..., Plan]
 
@@ -151,6 +153,7 @@ def square(clip: Path, count: int) -> list[Image.Image]:
     return [frame.crop((16, 0, 80, 64)) for frame in load_clip(Prefix(str(clip), count))]
 
 
+@pytest.mark.short
 def test_a_prefix_is_what_diffusers_is_given_2x(host: EmbeddedHost, cache: Path, planned: Planned, clip: Path) -> None:
     made = planned(CONDITION, frames=17, prefix={"path": str(clip), "frames": 9, "strength": 0.8})
     pipe = bare("LTX2ConditionPipeline", "2.3-distilled", cache)
@@ -170,6 +173,7 @@ def test_a_prefix_is_what_diffusers_is_given_2x(host: EmbeddedHost, cache: Path,
     assert torch.equal(latents, video)
 
 
+@pytest.mark.short
 def test_a_prefix_is_what_diffusers_is_given_09(host: EmbeddedHost, cache: Path, planned: Planned, clip: Path) -> None:
     made = planned("nano-0.9-condition", frames=17, prefix={"path": str(clip), "frames": 9})
     pipe: Any = bare("LTXConditionPipeline", "0.9", cache)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from modules.ltx import decode
 from modules.ltx.plan import DecodePlan
 
+pytestmark = pytest.mark.library
+
 RATIO = 8
 
 

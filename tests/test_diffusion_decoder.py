@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoDiffusionDecoderModel
 from PIL import Image
 
 from modules.ltx.decode import to_uint8
@@ -25,6 +25,9 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Request
 from modules.ltx.state import State
 from tests.conftest import SMALL
+from tests.library_kit import needs_25
+
+pytestmark = [pytest.mark.library, needs_25]
 
 VARIANT = "LTXVideo 2.5 22B T2V Distilled"
 REAL = {  # the defaults of LTX2VideoDiffusionDecoderModel, which are 2.5's
@@ -42,7 +45,7 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LTX-Nano 2.3 Distilled with a random diffusion decoder of its latents."""
     place = Path(shutil.copytree(nano.ensure("2.3-distilled", cache), tmp_path_factory.mktemp("25") / "model"))
     torch.manual_seed(6)
-    LTX2VideoDiffusionDecoderModel(
+    diffusers.LTX2VideoDiffusionDecoderModel(
         latent_channels=32,
         decoder_head_dim=16,
         decoder_stage_channels=(64, 32, 16, 16, 16),
@@ -81,7 +84,7 @@ def test_frames_are_what_the_decoder_itself_makes(host: EmbeddedHost, folder: Pa
     assert any("diffusion decoder: its fast kernel needs an NVIDIA GPU" in note for note in plan.notes)
     state = run(plan, host, path=tmp_path / "video.mp4", encoding=Encoding(png_frames=True))
     assert not any("instead of the diffusion decoder" in note for note in state.notes)
-    model = LTX2VideoDiffusionDecoderModel.from_pretrained(folder, subfolder="diffusion_decoder")
+    model = diffusers.LTX2VideoDiffusionDecoderModel.from_pretrained(folder, subfolder="diffusion_decoder")
     generator = torch.Generator().manual_seed(seed_for(1, "decode"))
     with torch.no_grad():
         wanted = model.decode(state.video_latents, generator=generator).sample
@@ -115,7 +118,7 @@ def test_the_vae_takes_over_when_memory_runs_out(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(LTX2VideoDiffusionDecoderModel, "decode", full)
+    monkeypatch.setattr(diffusers.LTX2VideoDiffusionDecoderModel, "decode", full)
     state = run(planned(host, folder), host, path=tmp_path / "a.mp4")
     assert any("the device has too little memory for it" in note for note in state.notes)
 
@@ -144,7 +147,7 @@ def test_p9_without_its_kernel_it_wants_the_scores_of_all_pairs() -> None:
 
 
 def test_the_grids_are_those_of_the_decoder(folder: Path) -> None:
-    model = LTX2VideoDiffusionDecoderModel.from_pretrained(folder, subfolder="diffusion_decoder")
+    model = diffusers.LTX2VideoDiffusionDecoderModel.from_pretrained(folder, subfolder="diffusion_decoder")
     config = json.loads((folder / "diffusion_decoder" / "config.json").read_text())
     seen: list[tuple[int, ...]] = []
     blocks = [stage[0] for stage in model.decoder.det_stages] + [model.decoder.diff_blocks[0]]

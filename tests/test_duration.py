@@ -11,7 +11,6 @@ import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.ltx2.duration_head import LTX2DurationHead
 
 from modules.ltx.errors import RequestError
 from modules.ltx.front import request_of_file, settle
@@ -25,6 +24,9 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Request
 from tests.conftest import SMALL
 from tests.guidance_kit import UNGUIDED
+from tests.library_kit import needs_25
+
+pytestmark = [pytest.mark.library, needs_25]
 
 VARIANT = "LTXVideo 2.5 22B T2V Distilled"
 
@@ -34,7 +36,7 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LTX-Nano 2.3 Distilled with a duration head, which is how 2.5 differs in its parts."""
     place = Path(shutil.copytree(nano.ensure("2.3-distilled", cache), tmp_path_factory.mktemp("25") / "model"))
     torch.manual_seed(2)
-    head = LTX2DurationHead(160, 64, pooler_hidden_dim=32, mlp_hidden_dim=32)
+    head = diffusers.pipelines.ltx2.LTX2DurationHead(160, 64, pooler_hidden_dim=32, mlp_hidden_dim=32)
     with torch.no_grad():
         head.mlp_out.weight.mul_(4)  # prompts differ visibly
         head.mlp_out.bias.fill_(0.2)

@@ -15,6 +15,8 @@ from modules.ltx.hosts.embedded import EmbeddedHost, Settings
 from modules.ltx.ltx_process import run
 from modules.ltx.plan import Plan
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 Texts = list[str]
 

@@ -25,6 +25,9 @@ from modules.ltx.media_in import read_metadata
 from modules.ltx.plan import Plan
 from modules.ltx.request import Request
 from tests.conftest import SMALL
+from tests.library_kit import needs_25
+
+pytestmark = [pytest.mark.library, needs_25]
 
 VARIANT = "LTXVideo 2.5 22B {} Distilled"
 # Gemma's own template in little: a turn a message, pictures as their one token.

@@ -29,6 +29,8 @@ from tests.guidance_kit import GUIDED as FOUR_WAY
 from tests.guidance_kit import UNGUIDED as IDENTITY
 from tests.library_kit import condition, first_image
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 PROMPT = "a red ball moving right"
 SIZE = {
@@ -71,6 +73,7 @@ def cropped(picture: Path) -> Image.Image:
     return load_image(picture).crop((20, 0, 100, 80))
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("model", "weights", "guidance", "cross"),
     [
@@ -106,6 +109,7 @@ def test_text_to_video_2x(
     assert torch.equal(state.audio_latents, audio)
 
 
+@pytest.mark.short
 def test_image_to_video_2x(host: EmbeddedHost, cache: Path, planned: Planned, picture: Path) -> None:
     plan = planned("nano-2.3-dev-i2v", images=[{"path": str(picture)}])
     state = ours(plan, host)
@@ -125,6 +129,7 @@ def test_image_to_video_2x(host: EmbeddedHost, cache: Path, planned: Planned, pi
     assert torch.equal(state.audio_latents, audio)
 
 
+@pytest.mark.short
 def test_two_stages_with_first_and_last_image_2x(
     host: EmbeddedHost, cache: Path, planned: Planned, picture: Path
 ) -> None:
@@ -173,6 +178,7 @@ def test_two_stages_with_first_and_last_image_2x(
     assert torch.equal(state.delivered_audio, audio)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("model", ["nano-0.9-t2v", "nano-0.9-i2v"])
 def test_plain_classes_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, picture: Path, model: str) -> None:
     images = [{"path": str(picture)}] if model.endswith("i2v") else []
@@ -194,6 +200,7 @@ def test_plain_classes_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned,
     torch.testing.assert_close(_video(state), unpacked, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.short
 def test_two_stages_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, picture: Path) -> None:
     images = [{"path": str(picture)}]
     plan = planned("nano-0.9-condition", refine=True, width=128, height=128, images=images, stage2_steps=5)
@@ -230,6 +237,7 @@ def test_two_stages_of_0_9(host: EmbeddedHost, cache: Path, planned: Planned, pi
     torch.testing.assert_close(_video(state), second, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.short
 def test_decoding_is_what_the_pipeline_decodes(host: EmbeddedHost, cache: Path, planned: Planned) -> None:
     """Frames and sound of a clip that fits one tile: the same bytes as the pipeline's own."""
     from modules.ltx import decode

@@ -24,6 +24,8 @@ from modules.ltx.ltx_process import run
 from modules.ltx.plan import LoraPlan, Plan
 from modules.ltx.request import Request
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 GB = 2**30
 

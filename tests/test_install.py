@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,62 +18,27 @@ import pytest
 from packaging.requirements import Requirement
 
 import install
-
-REPO = Path(install.__file__).resolve().parent
-PYPROJECT = """\
-[project]
-dependencies = ["torch>=2", "rich", "av>=15,<19", "absent-here ; python_version < '3'"]
-optional-dependencies.test = ["pytest"]
-"""
-
-
-@dataclass
-class Recorder:
-    """Stands where programs are started: makes a .venv with a stub pip, notes every other command."""
-
-    commands: list[list[str]] = field(default_factory=list)
-    constraints: str = ""
-    codes: dict[str, int] = field(default_factory=dict)
-    interrupt: bool = False
-
-    def __call__(self, command: Sequence[str], cwd: Path) -> int:
-        self.commands.append(arguments := list(command))
-        if self.interrupt and "install" in arguments:
-            raise KeyboardInterrupt
-        if arguments[1:3] == ["-m", "venv"]:
-            make_venv(Path(arguments[-1]))
-        if "-c" in arguments:
-            self.constraints = Path(cwd, arguments[arguments.index("-c") + 1]).read_text(encoding="utf-8")
-        return next((code for word, code in self.codes.items() if word in arguments), 0)
-
-    def kinds(self) -> list[str]:
-        """The module of each command, such as venv or pip."""
-        return [command[command.index("-m") + 1] for command in self.commands]
-
-
-def make_venv(folder: Path) -> None:
-    """A real virtual environment, with a pip that only says that it is there."""
-    venv.create(folder, clear=True, symlinks=os.name != "nt", with_pip=False)
-    site = next(folder.rglob("site-packages"))
-    (site / "pip").mkdir()
-    (site / "pip/__init__.py").touch()
-    (site / "pip/__main__.py").write_text("print('stub')\n", encoding="utf-8")
-
-
-def start_nothing(command: Sequence[str], cwd: Path) -> int:
-    raise AssertionError(command)
+from setup_tools import checks
+from setup_tools.environment import create_venv, fingerprint, setup
+from setup_tools.project import (
+    BAD_USAGE,
+    CANCELLED,
+    FAILED,
+    Project,
+    SetupError,
+    canonical,
+    dependencies,
+    is_fresh,
+    run_child,
+    write_stamp,
+)
+from setup_tools.survey import PROTECTED, Distributions
+from tests.install_kit import REPO, Recorder, make_root, start_nothing
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "my project"  # a space, as in many home folders
-    folder.mkdir()
-    (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    (folder / "constraints.txt").write_text("torch==2.13.0\n", encoding="utf-8")
-    (folder / "pins").mkdir()
-    for group in ("setup", "test"):
-        (folder / f"pins/{group}.txt").write_text(f"{group}-tool==1 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
-    return folder
+    return make_root(tmp_path)
 
 
 def test_old_python_gets_one_sentence() -> None:
@@ -84,20 +48,25 @@ def test_old_python_gets_one_sentence() -> None:
     assert not install.version_problem((3, 10, 0))
 
 
-def test_old_python_can_read_the_file() -> None:
-    ast.parse((REPO / "install.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+FILES = [REPO / "install.py", *sorted((REPO / "setup_tools").rglob("*.py"))]
 
 
-def test_standard_library_only() -> None:
-    tree = ast.parse((REPO / "install.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_old_python_can_read_the_file(file: Path) -> None:
+    ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_standard_library_only(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "setup_tools"}
 
 
 def test_dependencies_of_this_project() -> None:
-    runtime = [Requirement(line).name for line in install.dependencies(REPO)]
-    with_test = [Requirement(line).name for line in install.dependencies(REPO, "test")]
+    runtime = [Requirement(line).name for line in dependencies(REPO)]
+    with_test = [Requirement(line).name for line in dependencies(REPO, "test")]
     assert {"torch", "diffusers", "transformers", "av", "rich", "gradio", "starlette", "uvicorn"} <= set(runtime)
     driving = ["httpx2", "schemathesis", "ray", "playwright"]  # the first two where markers say so
     assert with_test == [*runtime, "pytest", "pytest-xdist", "hypothesis", *driving, "ruff", "mypy"]
@@ -106,18 +75,18 @@ def test_dependencies_of_this_project() -> None:
 @pytest.mark.parametrize("content", ["not toml at all =", "[project]\n", ""])
 def test_broken_pyproject_is_one_sentence(root: Path, content: str) -> None:
     (root / "pyproject.toml").write_text(content, encoding="utf-8")
-    with pytest.raises(install.SetupError, match=r"pyproject\.toml in .* could not be read"):
-        install.dependencies(root)
+    with pytest.raises(SetupError, match=r"pyproject\.toml in .* could not be read"):
+        dependencies(root)
 
 
 def test_fingerprint_depends_on_everything(root: Path) -> None:
-    same = install.fingerprint(root, "", "3.11.7")
-    assert same == install.fingerprint(root, "", "3.11.7")
-    others = {install.fingerprint(root, "test", "3.11.7"), install.fingerprint(root, "", "3.12.1")}
+    same = fingerprint(root, "", "3.11.7")
+    assert same == fingerprint(root, "", "3.11.7")
+    others = {fingerprint(root, "test", "3.11.7"), fingerprint(root, "", "3.12.1")}
     for name in ("pyproject.toml", "constraints.txt", "pins/setup.txt"):
         before = (root / name).read_text(encoding="utf-8")
         (root / name).write_text(before.replace("1", "2"), encoding="utf-8")
-        others.add(install.fingerprint(root, "", "3.11.7"))
+        others.add(fingerprint(root, "", "3.11.7"))
         (root / name).write_text(before, encoding="utf-8")
     assert len(others) == 5
     assert same not in others
@@ -125,46 +94,46 @@ def test_fingerprint_depends_on_everything(root: Path) -> None:
 
 def test_stamp_is_fresh_only_for_its_content(tmp_path: Path) -> None:
     stamp = tmp_path / ".installed-runtime"
-    assert not install.is_fresh(stamp, "abc")
-    install.write_stamp(stamp, "abc")
-    assert install.is_fresh(stamp, "abc")
-    assert not install.is_fresh(stamp, "abd")
+    assert not is_fresh(stamp, "abc")
+    write_stamp(stamp, "abc")
+    assert is_fresh(stamp, "abc")
+    assert not is_fresh(stamp, "abd")
     assert [path.name for path in tmp_path.iterdir()] == [stamp.name]
 
 
 def test_setup_makes_everything_and_then_nothing(root: Path) -> None:
     first = Recorder()
-    install.setup(install.Project(root, first))
+    setup(Project(root, first))
     assert first.kinds() == ["venv", "pip", "pip"]
     assert first.commands[1][5:] == ["--require-hashes", "--no-deps", "--requirement=pins/setup.txt"]
     assert first.commands[2][5:] == ["-c", "constraints.txt", "torch>=2"]
     assert first.constraints == "torch==2.13.0\n"
 
     start = time.monotonic()
-    install.setup(install.Project(root, start_nothing))
+    setup(Project(root, start_nothing))
     assert time.monotonic() - start < 1
 
 
 def test_test_tools_have_their_own_stamp(root: Path) -> None:
-    install.setup(install.Project(root, Recorder()))
+    setup(Project(root, Recorder()))
     tools = Recorder()
-    install.setup(install.Project(root, tools), "test")
+    setup(Project(root, tools), "test")
     assert tools.kinds() == ["pip", "pip"]
     assert tools.commands[0][-2:] == ["--requirement=pins/setup.txt", "--requirement=pins/test.txt"]
-    install.setup(install.Project(root, start_nothing), "test")
-    install.setup(install.Project(root, start_nothing))
+    setup(Project(root, start_nothing), "test")
+    setup(Project(root, start_nothing))
 
 
 def test_interrupted_pip_leaves_no_stamp(root: Path) -> None:
-    install.setup(install.Project(root, Recorder()))
+    setup(Project(root, Recorder()))
     old = (root / "pins/setup.txt").read_bytes()
     (root / "pins/setup.txt").write_bytes(b"rich==14.0.0\n")
     with pytest.raises(KeyboardInterrupt):
-        install.setup(install.Project(root, Recorder(interrupt=True)))
+        setup(Project(root, Recorder(interrupt=True)))
     # Back to what was installed completely once: half of something else may be in there now.
     (root / "pins/setup.txt").write_bytes(old)
     again = Recorder()
-    install.setup(install.Project(root, again))
+    setup(Project(root, again))
     assert again.kinds() == ["pip", "pip"]
 
 
@@ -173,56 +142,56 @@ def test_failed_pip_is_a_failure_with_no_stamp(
     root: Path, capsys: pytest.CaptureFixture[str], failing: str, runs: int
 ) -> None:
     recorder = Recorder(codes={failing: 1})
-    project = install.Project(root, recorder)
-    assert install.main(["setup"], project) == install.FAILED
+    project = Project(root, recorder)
+    assert install.main(["setup"], project) == FAILED
     assert recorder.kinds()[1:] == ["pip"] * runs  # no torch, which is large, where something else is wrong
     assert "pip could not install" in capsys.readouterr().err
     assert not project.stamp("").exists()
 
 
-def break_python(project: install.Project) -> None:
+def break_python(project: Project) -> None:
     project.python.unlink()
 
 
-def break_config(project: install.Project) -> None:
+def break_config(project: Project) -> None:
     """Without it, .venv's python acts as the one it was made from."""
     (project.venv / "pyvenv.cfg").unlink()
 
 
-def break_pip(project: install.Project) -> None:
+def break_pip(project: Project) -> None:
     """As after a kill while pip was being unpacked, before any stamp."""
     next(project.venv.rglob("pip/__main__.py")).unlink()
     project.stamp("").unlink()
 
 
-def empty_venv(project: install.Project) -> None:
+def empty_venv(project: Project) -> None:
     shutil.rmtree(project.venv)
     project.venv.mkdir()
 
 
 @pytest.mark.parametrize("damage", [break_python, break_config, break_pip, empty_venv])
-def test_half_made_venv_is_made_again(root: Path, damage: Callable[[install.Project], None]) -> None:
-    install.setup(install.Project(root, Recorder()))
-    damage(install.Project(root))
+def test_half_made_venv_is_made_again(root: Path, damage: Callable[[Project], None]) -> None:
+    setup(Project(root, Recorder()))
+    damage(Project(root))
     repair = Recorder()
-    install.setup(install.Project(root, repair))
+    setup(Project(root, repair))
     assert repair.kinds() == ["venv", "pip", "pip"]
-    install.setup(install.Project(root, start_nothing))
+    setup(Project(root, start_nothing))
 
 
 def test_no_ensurepip_says_what_to_install(root: Path) -> None:
-    with pytest.raises(install.SetupError, match="apt install python3-venv"):
-        install.create_venv(install.Project(root, start_nothing), needed_module="no_such_module")
+    with pytest.raises(SetupError, match="apt install python3-venv"):
+        create_venv(Project(root, start_nothing), needed_module="no_such_module")
 
 
 def test_venv_that_cannot_be_made(root: Path) -> None:
-    with pytest.raises(install.SetupError, match="could not be created"):
-        install.setup(install.Project(root, lambda command, cwd: 1))
+    with pytest.raises(SetupError, match="could not be created"):
+        setup(Project(root, lambda *_: 1))
 
 
 def test_demo_passes_everything_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = Recorder(codes={"modules.ltx": 7})
-    project = install.Project(root, recorder)
+    project = Project(root, recorder)
     assert install.main(["demo", 'a "red" ball', "--seed", "5"], project) == 7
     assert recorder.commands[-1][2:] == [
         *("modules.ltx", "generate", "--model", "nano", "--refine"),
@@ -234,40 +203,40 @@ def test_demo_passes_everything_on(root: Path, capsys: pytest.CaptureFixture[str
 
 def test_serve_passes_everything_on(root: Path) -> None:
     recorder = Recorder()
-    assert install.main(["serve", "--port", "7861", "-h"], install.Project(root, recorder)) == 0
+    assert install.main(["serve", "--port", "7861", "-h"], Project(root, recorder)) == 0
     assert recorder.commands[-1][2:] == ["modules.ltx", "serve", "--port", "7861", "-h"]
 
 
 def test_every_check_runs_and_the_verdict_is_last(root: Path, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(install, "ensure_browser", lambda _: None)
+    monkeypatch.setattr(checks, "ensure_browser", lambda _: None)
     recorder = Recorder(codes={"mypy": 1})
-    assert install.main(["test", "-k", "one or two"], install.Project(root, recorder)) == install.FAILED
+    assert install.main(["test", "-k", "one or two"], Project(root, recorder)) == FAILED
     assert recorder.kinds()[3:] == ["ruff", "ruff", "mypy", "bench.audit", "pytest"]
     assert recorder.commands[-1][3:] == ["-k", "one or two"]
     assert capsys.readouterr().out.splitlines()[-1] == "== failed: mypy"
 
 
 def test_ctrl_c_is_not_a_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert install.main(["demo"], install.Project(root, Recorder(interrupt=True))) == install.CANCELLED
+    assert install.main(["demo"], Project(root, Recorder(interrupt=True))) == CANCELLED
     assert capsys.readouterr().err == "install.py: stopped\n"
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["demo", "--seed", "x"], ["setup", "more"]])
 def test_bad_usage(root: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        install.main(arguments, install.Project(root, start_nothing))
-    assert caught.value.code == install.BAD_USAGE
+        install.main(arguments, Project(root, start_nothing))
+    assert caught.value.code == BAD_USAGE
 
 
 def test_child_exit_code_is_passed_on(tmp_path: Path) -> None:
-    assert install.run_child([sys.executable, "-c", "raise SystemExit(5)"], tmp_path) == 5
+    assert run_child([sys.executable, "-c", "raise SystemExit(5)"], tmp_path, {}) == 5
     if os.name != "nt":
         script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-        assert install.run_child([sys.executable, "-c", script], tmp_path) == 137
+        assert run_child([sys.executable, "-c", script], tmp_path, {}) == 137
 
 
 @dataclass
-class Host(install.Distributions):
+class Host(Distributions):
     """A Python with a few distributions, and a pip that adds what it is given."""
 
     installed: dict[str, str]
@@ -275,29 +244,29 @@ class Host(install.Distributions):
     pip: list[list[str]] = field(default_factory=list)
 
     def version(self, name: str) -> str | None:
-        return self.installed.get(install.canonical(name))
+        return self.installed.get(canonical(name))
 
     def requires(self, name: str) -> list[str]:
         return self.requirements.get(name, [])
 
-    def start(self, command: Sequence[str], cwd: Path) -> int:
+    def start(self, command: Sequence[str], cwd: Path, more: Mapping[str, str]) -> int:
         assert list(command[:4]) == [sys.executable, "-m", "pip", "install"]
         assert "--no-deps" in command
         names = list(command[command.index("constraints.txt") + 1 :])
-        assert not {Requirement(name).name for name in names} & install.PROTECTED
+        assert not {Requirement(name).name for name in names} & PROTECTED
         assert not {Requirement(name).name for name in names} & self.installed.keys()
         self.pip.append(names)
         self.installed.update({Requirement(name).name: "1.0" for name in names})
         return 0
 
     def run(self, root: Path) -> int:
-        return install.run_host(install.Project(root, self.start), self)
+        return install.run_host(Project(root, self.start), self)
 
 
 @pytest.mark.parametrize("av", ["18.1.0", "16.0.0rc1"])
 def test_host_has_everything(root: Path, capsys: pytest.CaptureFixture[str], av: str) -> None:
     host = Host({"torch": "2.13.0", "rich": "15.0.0", "av": av})
-    assert install.run_host(install.Project(root, start_nothing), host) == 0
+    assert install.run_host(Project(root, start_nothing), host) == 0
     assert capsys.readouterr().out == "LTX video: nothing to install\n"
 
 
@@ -312,7 +281,7 @@ def test_host_gets_what_is_missing_and_what_that_needs(root: Path) -> None:
     assert host.pip == [["rich"], ["markdown-it-py>=2.2.0"], ["mdurl~=0.1"]]
 
 
-@pytest.mark.parametrize("name", sorted(install.PROTECTED))
+@pytest.mark.parametrize("name", sorted(PROTECTED))
 @pytest.mark.parametrize("direct", [True, False])
 def test_protected_is_reported_and_never_installed(
     root: Path, capsys: pytest.CaptureFixture[str], name: str, direct: bool
@@ -321,12 +290,12 @@ def test_protected_is_reported_and_never_installed(
     lines = f'"{spelled}>=1", "rich"' if direct else '"rich"'
     (root / "pyproject.toml").write_text(f"[project]\ndependencies = [{lines}]\n", encoding="utf-8")
     host = Host({"torch": "2"} if name != "torch" else {}, {"rich": [spelled]})
-    assert (host.run(root), name in host.installed) == (install.FAILED, False)
+    assert (host.run(root), name in host.installed) == (FAILED, False)
     assert f"{name} missing" in capsys.readouterr().out
 
 
 def test_without_torch_it_is_no_host(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert install.run_host(install.Project(root, start_nothing), Host({})) == install.FAILED
+    assert install.run_host(Project(root, start_nothing), Host({})) == FAILED
     assert "install.py setup" in capsys.readouterr().out
 
 
@@ -339,15 +308,15 @@ def test_version_out_of_range_is_left_alone(root: Path, capsys: pytest.CaptureFi
 
 def test_failed_host_pip_is_shown_and_resumed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = Host({"torch": "2.13.0", "av": "18.1.0", "rich": "15.0.0"}, {"rich": ["pygments"]})
-    assert install.run_host(install.Project(root, lambda command, cwd: 1), host) == install.FAILED
+    assert install.run_host(Project(root, lambda *_: 1), host) == FAILED
     assert "pip could not install" in capsys.readouterr().out
-    assert install.run_host(install.Project(root, lambda command, cwd: 0), host) == install.FAILED
+    assert install.run_host(Project(root, lambda *_: 0), host) == FAILED
     assert host.run(root) == 0
     assert host.pip == [["pygments"]]
 
 
 def test_this_python_knows_itself() -> None:
-    here = install.Distributions()
+    here = Distributions()
     assert here.version("PyTest") == importlib.metadata.version("pytest")
     assert "pluggy" in {Requirement(line).name for line in here.requires("pytest")}
     assert here.version("no-such-distribution") is None
@@ -357,6 +326,7 @@ def test_this_python_knows_itself() -> None:
 def test_host_role_as_a_host_runs_it(root: Path) -> None:
     (root / "pyproject.toml").write_text('[project]\ndependencies = ["pytest"]\n', encoding="utf-8")
     shutil.copy(REPO / "install.py", root)
+    shutil.copytree(REPO / "setup_tools", root / "setup_tools")
     environment = {**os.environ, "PYTHONPATH": str(root.parent), "PIP_NO_INDEX": "1"}
     command = [sys.executable, "install.py"]
     done = subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)

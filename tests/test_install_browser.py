@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import install
+from setup_tools.checks import ensure_browser
+from setup_tools.project import Project
 
 
 @pytest.mark.skipif(os.name != "posix", reason="apt")
@@ -21,11 +22,11 @@ def test_a_browser_is_installed_where_apt_may_be_asked(
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in have else None)
     started: list[object] = []
 
-    def note(command: Sequence[str], _: Path) -> int:
+    def note(command: Sequence[str], *_: object) -> int:
         started.append(command)
         return 0
 
     for user, times in ((1000, 0), (0, asked)):
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
-        install.ensure_browser(install.Project(tmp_path, note))
+        ensure_browser(Project(tmp_path, note))
         assert len(started) == times

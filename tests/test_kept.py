@@ -20,6 +20,8 @@ from modules.ltx.request import Request
 from modules.ltx.state import Event, State
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 PHASES = ["encode", "sample", "upsample", "refine"]
 

@@ -31,6 +31,8 @@ from modules.ltx.ltx_capabilities import Caps, caps_for
 from modules.ltx.request import Request
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.library
+
 ROOT = Path(__file__).resolve().parents[1]
 DEV = "nano-2.3-dev-t2v"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

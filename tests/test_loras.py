@@ -15,6 +15,8 @@ from modules.ltx.plan import Plan
 from modules.ltx.request import Lora, Request
 from modules.ltx.state import State
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 
 

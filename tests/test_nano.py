@@ -18,6 +18,8 @@ from nano import prompts, world
 from tests.guidance_kit import UNGUIDED
 from tests.library_kit import condition, first_image
 
+pytestmark = pytest.mark.library
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 64, "height": 64}
 FPS = 24.0

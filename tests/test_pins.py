@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import install
 from bench.pins import GROUPS, asked, kept
+from setup_tools.checks import LIBRARY
+from setup_tools.project import canonical, dependencies
+from setup_tools.survey import Distributions
 
 REPO = Path(install.__file__).resolve().parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
@@ -35,18 +39,18 @@ def pins(file: str, python: str, system: str = sys.platform) -> dict[str, str]:
         (specifier,) = pin.specifier
         assert specifier.operator == "=="
         assert "+" not in specifier.version, "a local build is this machine's business"
-        assert install.canonical(pin.name) not in found
-        found[install.canonical(pin.name)] = specifier.version
+        assert canonical(pin.name) not in found
+        found[canonical(pin.name)] = specifier.version
     return found
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_dependency_is_pinned_within_its_range(python: str) -> None:
     pinned = pins("constraints.txt", python)
-    for line in install.dependencies(REPO, "test"):
+    for line in dependencies(REPO, "test"):
         wanted = Requirement(line)
         if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
-            assert wanted.specifier.contains(pinned[install.canonical(wanted.name)]), line
+            assert wanted.specifier.contains(pinned[canonical(wanted.name)]), line
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -56,7 +60,7 @@ def test_dependencies_of_dependencies_are_pinned_and_locked(group: str) -> None:
     waiting, seen = set(asked(group)), set()
     while waiting:
         wanted = Requirement(waiting.pop())
-        name = install.canonical(wanted.name)
+        name = canonical(wanted.name)
         if of_the_build(name) or name in seen or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
             continue
         seen.add(name)
@@ -72,7 +76,7 @@ def of_the_build(name: str) -> bool:
 
 def requirements_of(name: str, pinned: str) -> list[str]:
     """What a distribution needs; nothing when another version than the pinned one is installed."""
-    here = install.Distributions()
+    here = Distributions()
     return here.requires(name) if (here.version(name) or "").split("+")[0] == pinned else []
 
 
@@ -83,9 +87,7 @@ def test_a_lock_has_the_versions_of_the_constraints(group: str, python: str, sys
     locked = pins(f"pins/{group}.txt", python, system)
     assert locked.items() <= pins("constraints.txt", python, system).items()
     assert not [name for name in locked if name == "torch" or of_the_build(name)]
-    missing = {install.canonical(Requirement(line).name) for line in asked(group) if for_python(line, python)} - {
-        *locked
-    }
+    missing = {canonical(Requirement(line).name) for line in asked(group) if for_python(line, python)} - {*locked}
     assert missing <= {"torch"}
 
 
@@ -94,11 +96,22 @@ def for_python(line: str, python: str) -> bool:
     return marker is None or marker.evaluate({"python_version": python})
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [*GROUPS, "releases"])
 def test_every_pin_of_a_lock_has_its_hashes(group: str) -> None:
     for pin, *hashes in blocks(f"pins/{group}.txt"):
         assert hashes, pin
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes), pin
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_releases_to_test_with_are_those_that_are_declared(python: str) -> None:
+    """From the oldest that pyproject.toml allows to the one that is pinned."""
+    [allowed] = [one.specifier for one in map(Requirement, dependencies(REPO)) if one.name == LIBRARY]
+    releases = [Version(next(iter(Requirement(pin).specifier)).version) for pin, *_ in blocks("pins/releases.txt")]
+    assert all(allowed.contains(one) for one in releases)
+    [oldest] = [Version(one.version) for one in allowed if one.operator == ">="]
+    assert min(releases) == oldest
+    assert Version(pins("constraints.txt", python)[LIBRARY]) in releases
 
 
 def test_what_belongs_to_the_build_of_torch_is_left_out_of_a_lock() -> None:

@@ -18,6 +18,8 @@ from modules.ltx.plan import Plan
 from modules.ltx.state import Event
 from nano import world
 
+pytestmark = pytest.mark.library
+
 
 def likeness(seen: Any, meant: Any) -> float:
     """The cosine between two colours: their hue, whatever their brightness."""

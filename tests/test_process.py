@@ -26,12 +26,16 @@ from modules.ltx.request import Request
 from modules.ltx.state import Event, Media
 from tests.host_contract.kit import TrippedEmbedded
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 ALL_NANO = [
     f"nano-{generation}-{mode}"
     for generation in ("2.3-distilled", "2.3-dev", "2.0-distilled", "2.0-dev", "0.9")
     for mode in ("t2v", "i2v", "condition")
 ]
+SHORT = pytest.mark.short
+IN_SHORT = ("nano-2.3-distilled-t2v", "nano-2.3-distilled-i2v", "nano-2.3-distilled-condition", "nano-0.9-condition")
 
 
 def media_of(plan: Plan, host: EmbeddedHost, **options: Any) -> Media:
@@ -53,7 +57,7 @@ def streams(path: Path) -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("model", ALL_NANO)
+@pytest.mark.parametrize("model", [pytest.param(one, marks=SHORT) if one in IN_SHORT else one for one in ALL_NANO])
 @pytest.mark.parametrize("refine", [False, True], ids=["one stage", "two stages"])
 def test_every_nano_variant_makes_a_file(
     host: EmbeddedHost, planned: Planned, picture: Path, model: str, refine: bool
@@ -115,6 +119,7 @@ def test_the_prompt_and_each_option_reach_the_result(host: EmbeddedHost, planned
     assert len(set(digests)) == len(changes)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(("ratio", "size"), [(1.5, (96, 96)), (2, (128, 128)), (3, (192, 192))])
 def test_upsampling_gives_the_promised_size(
     host: EmbeddedHost, planned: Planned, ratio: float, size: tuple[int, int]

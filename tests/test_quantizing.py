@@ -22,6 +22,8 @@ from modules.ltx.request import Request
 from modules.ltx.state import State
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.library
+
 HostOf = Callable[..., EmbeddedHost]
 # How far latents may be from those of full weights: the norm of the difference, as a share. Measured on these models:
 # int8 0.2 to 1.5 %, 4 bits 3 to 13 %, float8 1 to 4 %.

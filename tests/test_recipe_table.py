@@ -23,6 +23,8 @@ from modules.ltx.plan import Plan, StagePlan, plan
 from modules.ltx.request import Request
 from modules.video_models.video_overrides import Given, Start, call_args
 
+pytestmark = pytest.mark.library
+
 EIGHT = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 THREE = (0.909375, 0.725, 0.421875)
 NONE = (1.0, 0.0, 1.0, 0.0)

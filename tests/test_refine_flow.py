@@ -28,6 +28,8 @@ from modules.ltx.request import Request
 from modules.ltx.state import Event, State
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.library
+
 DISTILLED = "nano-2.3-distilled-t2v"
 Planned = Callable[..., Plan]
 
@@ -209,6 +211,7 @@ def test_the_published_example_runs_and_draws_a_map_of_each_stage(
     assert made == ["a-stage1-uncertainty.png", "a-stage2-uncertainty.png", "a.mp4"]
 
 
+@pytest.mark.short
 def test_the_same_seed_and_plan_give_the_same_latents(planned: Planned, host: EmbeddedHost) -> None:
     plan = planned(DISTILLED, steps=8, self_refine="p2", self_refine_preset="light")
     assert plan.refiner is not None

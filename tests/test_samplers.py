@@ -20,6 +20,8 @@ from modules.ltx.res2s import SMALLEST, coefficients, renoised
 from modules.ltx.samplers import FlowMatchSolver, sampler
 from modules.ltx.solving import kind_of
 
+pytestmark = pytest.mark.library
+
 MEAN, SPREAD = 0.7, 0.3  # of the data: one Gaussian in every dimension
 
 

@@ -17,6 +17,8 @@ from modules.ltx.plan import Plan, plan
 from modules.ltx.request import SAMPLERS, Request
 from modules.ltx.state import Event, State
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 
 

@@ -11,6 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from modules.ltx.ltx_util import DISTILLED_SIGMAS, STAGE2_SIGMAS
 from modules.ltx.scheduler import FlowMatchPlanScheduler, planned
 
+pytestmark = pytest.mark.library
+
 SHIFTING = {
     "use_dynamic_shifting": True,
     "shift_terminal": 0.1,

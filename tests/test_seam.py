@@ -17,6 +17,8 @@ from modules.ltx.ltx_util import DISTILLED_SIGMAS
 from modules.ltx.samplers import FlowMatchAncestralScheduler, FlowMatchHeunScheduler, sampler
 from tests.seam_kit import CLASSES_09, CLASSES_2, PLAIN, apart, same
 
+pytestmark = pytest.mark.library
+
 NEVER = Certainty(threshold=0.0)
 ALWAYS = Certainty(threshold=1e9)
 
@@ -46,6 +48,7 @@ def test_evaluations_at_the_transformer(bench: Any, text: str, count: int, guide
     assert one.forwards == count * (3 if guided else 1)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_seam_is_the_reference_loop(bench: Any, guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the guided velocities that the pipeline made, the loop of the paper gives every step's latents."""

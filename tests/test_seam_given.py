@@ -20,6 +20,8 @@ from modules.ltx.solving import kind_of
 from tests.library_kit import condition
 from tests.seam_kit import PLAIN, Bench, picture, same
 
+pytestmark = pytest.mark.library
+
 ASKED = Refiner((1, 1, 3, 3, 1, 2, 2, 1), Certainty(threshold=0.8, certain=0.9), seed=5)
 
 

@@ -16,6 +16,8 @@ from modules.ltx.errors import RequestError
 from tests.others_kit import flux, wan
 from tests.seam_kit import FOUR_WAY, PLAIN, Bench, apart, same
 
+pytestmark = pytest.mark.library
+
 NEVER, ALWAYS = Certainty(threshold=0.0), Certainty(threshold=1e9)
 
 

@@ -21,6 +21,8 @@ from modules.ltx.request import Request
 from modules.ltx.state import State
 from tests.test_equivalence import ours
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 DEV, OLD = "nano-2.3-dev-t2v", "nano-0.9-t2v"
 CLOSE = 1e-5  # of the norm: the same sums in float32, in another order

@@ -18,6 +18,8 @@ from modules.ltx.media_in import read_metadata
 from modules.ltx.plan import DecodePlan, Plan
 from modules.ltx.request import Request
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 GIB = 2**30
 

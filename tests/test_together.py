@@ -20,6 +20,8 @@ from modules.ltx.hosts.machine import Machine
 from modules.ltx.hosts.splitting import check_heads
 from tests.together_kit import CASES, COMMAND, latents_of
 
+pytestmark = pytest.mark.library
+
 # Sums in another order: 1e-5 of latents whose spread is 1 was the most that was seen, in 2 to 8 steps.
 TOLERANCE = 1e-4
 

@@ -12,6 +12,8 @@ import pytest
 from modules.ltx.hosts import nano_parts
 from nano import evaluate, judge, pool, sound, world
 
+pytestmark = pytest.mark.library
+
 SCENES = (
     world.Scene("ball", "red", "small", "right", "black"),
     world.Scene("square", "green", "big", "up", "white"),

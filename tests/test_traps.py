@@ -33,6 +33,8 @@ from tests.library_kit import condition as conditioned
 from tests.library_kit import default_of, first_image
 from tests.test_equivalence import SIZE, bare
 
+pytestmark = pytest.mark.library
+
 Planned = Callable[..., Plan]
 SIGMAS = [1.0, 0.6]
 

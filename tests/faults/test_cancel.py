@@ -26,6 +26,8 @@ from tests.faults.conftest import Undisturbed
 from tests.faults.kit import PLAIN, Place
 from tests.faults.seams import Call, Wire, wired
 
+pytestmark = pytest.mark.library
+
 # Units of work: what may take long by itself.
 WORK = {
     *("prompt encode", "connectors", "denoise", "upsample", "decode a tile", "decode sound", "vocoder"),

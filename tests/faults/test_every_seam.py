@@ -17,6 +17,8 @@ from tests.faults.kit import Place, strike
 from tests.faults.queue_kit import queue_job, strike_queue
 from tests.faults.seams import COMMIT, FAULTS, LOAD, Call, Fault, Wire, wired
 
+pytestmark = pytest.mark.library
+
 Job = Callable[[], str]
 
 # What a run of two stages crosses; a seam that is gone is a seam that nobody tests any more.

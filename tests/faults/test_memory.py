@@ -32,6 +32,8 @@ from modules.ltx.uploads import Uploads
 from modules.ltx.worker import Worker
 from tests.faults.kit import PLAIN, Place
 
+pytestmark = pytest.mark.library
+
 
 def planned(model: str, **options: object) -> Plan:
     caps = caps_for(model)[0]

@@ -18,6 +18,8 @@ from tests.faults.conftest import Undisturbed
 from tests.faults.kit import Place, strike
 from tests.faults.seams import FAULTS, Call
 
+pytestmark = pytest.mark.library
+
 Told = dict[str, Any]
 LAYERS = ["attn1.to_q", "attn1.to_out.0"]  # fewer than the LoRA of stage 2 has
 

@@ -15,7 +15,7 @@ def needs_sdnext() -> Path:
     """The checkout of SD.Next to test in; skips where none is given."""
     root = host_root()
     if root is None:
-        pytest.skip("no SD.Next: name a checkout with --host-root, and run with its Python (ARCHITECTURE.md says how)")
+        pytest.skip("no SD.Next: `python3 install.py host-test --host-root PATH` runs this in a checkout of it")
     return root
 
 

@@ -19,6 +19,8 @@ from modules.ltx.state import Event
 from tests.conftest import SMALL
 from tests.host_contract.kit import snapshot
 
+pytestmark = pytest.mark.library
+
 PHASES = ("encode", "sample", "upsample", "refine", "decode")
 Under = Any
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from urllib.request import urlopen
 import av
 import pytest
 
+from setup_tools.checks import browser
 from tests.host_contract.boot import PROJECT, arguments
 from tests.host_contract.conftest import needs_sdnext
 
@@ -90,8 +90,8 @@ def read(url: str) -> Any:
 def opened(url: str, errors: list[str]) -> Iterator[Any]:
     """The page in a browser; what its scripts complain of goes to `errors`."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+    executable = browser()
+    if executable is None:
         pytest.skip("no Chromium on this machine")
 
     def note(message: Any) -> None:
@@ -100,7 +100,7 @@ def opened(url: str, errors: list[str]) -> Iterator[Any]:
 
     with playwright.sync_playwright() as started:
         switches = [f"--{name}" for name in ("no-sandbox", *QUIET)]
-        chromium = started.chromium.launch(executable_path=browser, args=switches)
+        chromium = started.chromium.launch(executable_path=executable, args=switches)
         page = chromium.new_page(viewport={"width": 1500, "height": 1200})
         page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
