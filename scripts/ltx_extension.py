@@ -31,14 +31,22 @@ USED = {
         "remove_callbacks_for_function",
     ),
     "sd_samplers": ("list_samplers",),
-    "sd_samplers_diffusers": ("DiffusionSampler", "FlowMatchEulerDiscreteScheduler", "samplers_data_diffusers"),
+    "sd_samplers_diffusers": (
+        "DiffusionSampler",
+        "FlowMatchEulerDiscreteScheduler",
+        "config",
+        "samplers_data_diffusers",
+    ),
     "sd_models": ("apply_balanced_offload", "move_model"),
     "shared": ("opts", "state"),
     "video_models.models_def": ("Model", "models"),
     "video_models.video_load": ("load_model",),
     "video_models.video_save": ("get_video_filename",),
 }
-STATE = ("begin", "end", "interrupt", "outputs", "skip")  # of shared.state
+SHARED = {  # of shared.state and shared.opts
+    "state": ("begin", "end", "interrupt", "outputs", "skip"),
+    "opts": ("add_option", "data", "data_labels", "filename", "same_type", "save_atomic"),
+}
 
 
 class Refused(Exception):
@@ -99,10 +107,11 @@ def check_host() -> None:
         for attribute in attributes:
             if not hasattr(module, attribute):
                 raise Refused(f"modules.{name} has no {attribute}")
-    state = importlib.import_module("modules.shared").state
-    for attribute in STATE:
-        if not hasattr(state, attribute):
-            raise Refused(f"modules.shared.state has no {attribute}")
+    shared = importlib.import_module("modules.shared")
+    for name, attributes in SHARED.items():
+        for attribute in attributes:
+            if not hasattr(getattr(shared, name), attribute):
+                raise Refused(f"modules.shared.{name} has no {attribute}")
 
 
 def install(log: logging.Logger) -> bool:

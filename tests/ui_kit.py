@@ -26,17 +26,32 @@ UI = {
         on_after_process = on_app_started = on_before_process = on_ui_settings = heard.append
         def remove_callbacks_for_function(f): heard[:] = [one for one in heard if one is not f]
     """,
-    "sd_samplers.py": "def list_samplers(): pass",
+    "sd_samplers.py": "def list_samplers(): pass\ndef set_samplers(): pass",
     "sd_samplers_diffusers.py": """
         from collections import namedtuple
         DiffusionSampler = FlowMatchEulerDiscreteScheduler = object
         samplers_data_diffusers = [namedtuple('SamplerData', 'name constructor')('Euler FlowMatch', None)]
+        config = {'Euler FlowMatch': {'shift': 1}}
     """,
     "sd_models.py": "def apply_balanced_offload(): pass\ndef move_model(): pass",
     "shared.py": """
+        import json, pathlib, types
         class Options:
-            data_labels = {}
-        opts = Options()
+            def __init__(self):
+                self.filename, self.data_labels, self.data = 'config.json', {}, {}
+                file = pathlib.Path(self.filename)
+                if file.exists():
+                    self.data = json.loads(file.read_text())
+            def __getattr__(self, name):
+                if name in vars(self).get('data', {}): return self.data[name]
+                if name in vars(self).get('data_labels', {}): return self.data_labels[name].default
+                raise AttributeError(name)
+            def add_option(self, name, info): self.data_labels[name] = info
+            def same_type(self, x, y): return type(x) is type(y)
+            def save_atomic(self, silent=False):
+                if not cmd_opts.freeze:
+                    pathlib.Path(self.filename).write_text(json.dumps(self.data))
+        opts, cmd_opts = Options(), types.SimpleNamespace(freeze=False)
         class State:
             def begin(self): pass
             def end(self): pass

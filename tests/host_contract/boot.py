@@ -26,11 +26,13 @@ def host_root() -> Path | None:
 
 
 def arguments(data: Path, *, extension: bool = True) -> list[str]:
-    """A folder for the UI's files, with this project among its extensions or not, and the arguments to use it with."""
-    (data / "extensions").mkdir(parents=True)
-    if extension:
-        (data / "extensions" / "sdnext-ltx").symlink_to(PROJECT, target_is_directory=True)
-    (data / "config.json").write_text(json.dumps(CONFIG))
+    """A folder for the UI's files, with this project among its extensions or not, and the arguments to use it with.
+    One that a UI has used already stays as it is."""
+    if not (data / "extensions").is_dir():
+        (data / "extensions").mkdir(parents=True)
+        if extension:
+            (data / "extensions" / "sdnext-ltx").symlink_to(PROJECT, target_is_directory=True)
+        (data / "config.json").write_text(json.dumps(CONFIG))
     skip = [f"--skip-{what}" for what in ("all", "git", "torch", "requirements", "env")]
     return ["launch.py", *skip, "--data", str(data), "--log", str(data / "log.txt")]
 

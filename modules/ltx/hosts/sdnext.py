@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -182,18 +181,10 @@ class SDNextHost:
 
     def _row(self, caps: Caps) -> Any:
         """The UI's row of the variant; for a folder or a repo that it does not list, one like it."""
-        models = ui("video_models.models_def")
-        known = {row.name: row for row in models.models.get(ENGINE, [])}.get(caps.label)
-        if known is not None and known.repo == caps.source:
-            return known
-        source = str(self._places.local(caps.source) or caps.source)
-        if known is not None and known.repo == source:
-            return known
-        row = models.Model(name=caps.label) if known is None else copy(known)
-        row.repo, row.repo_cls = source, caps.pipeline
-        row.te_cls = row.dit = row.te = None  # all of it is in the one folder
-        row.name = caps.label if known is None else f"{caps.label} in {source}"
-        return row
+        from modules.ltx.hosts import sdnext_rows
+
+        local = self._places.local(caps.source)
+        return sdnext_rows.row_to_load(caps, None if local is None else str(local))
 
     @contextmanager
     def enhancer(self, caps: Caps) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from modules.ltx.hosts import sdnext_api, sdnext_samplers, sdnext_settings
+from modules.ltx.hosts import sdnext_api, sdnext_kept, sdnext_samplers, sdnext_settings
 from modules.ltx.hosts.sdnext import resident, ui
 from modules.ltx.hosts.sdnext_rows import add_rows, remove_rows
 
@@ -20,6 +20,7 @@ def register(fall_back: Callable[[], None]) -> None:
     models, callbacks = ui("video_models.models_def"), ui("script_callbacks")
     with ExitStack() as undo:
         undo.callback(remove_rows, models, add_rows(models))
+        undo.enter_context(sdnext_kept.kept_apart(sdnext_settings.NAMES))
         undo.callback(callbacks.remove_callbacks_for_function, sdnext_settings.add)
         undo.callback(sdnext_settings.remove)
         callbacks.on_ui_settings(sdnext_settings.add)

@@ -5,8 +5,10 @@ Rows that are not of LTX get the UI's own answers, unchanged.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,27 +30,72 @@ def caps_of(name: str) -> Caps | None:
     return {caps.label: caps for caps in all_caps()}.get(label)
 
 
+def _rows(models_def: Any) -> dict[str, Any]:
+    """The UI's rows of LTX models by their label, ours among them."""
+    return {row.name: row for row in models_def.models.setdefault(ENGINE, [])}
+
+
+def _class_name(kind: Any) -> str:
+    """A row names its class until the UI first loads it; from then on it holds the class."""
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
 def add_rows(models_def: Any) -> list[Any]:
-    """The variants that this UI does not list but can run, behind a heading behind its own rows; all that was added."""
-    rows = models_def.models.setdefault(ENGINE, [])
-    there = {row.name for row in rows}
-    lacks = machine.lacks()
-    new = [caps for caps in all_caps() if caps.label not in there and not effective(caps, lacks).unavailable]
-    made = [models_def.Model(name=_HEADING)] if new else []
+    """Add the variants that this UI does not list but can run, under a heading after its own; return these rows."""
+    known, lacks = _rows(models_def), machine.lacks()
+    new = [caps for caps in all_caps() if caps.label not in known and not effective(caps, lacks).unavailable]
+    made = [_new_row(models_def, name=_HEADING)] if new else []
     made += [_row(models_def, caps) for caps in new]
-    rows.extend(made)
+    models_def.models[ENGINE].extend(made)
     return made
 
 
 def _row(models_def: Any, caps: Caps) -> Any:
     """Its classes are those of the UI's own rows of that pipeline: the UI quantizes what a row names a class of."""
-    rows = models_def.models[ENGINE]
-    like = next((row for row in rows if row.repo_cls == caps.pipeline), None)
-    row = models_def.Model(name=caps.label, repo=caps.source, repo_cls=caps.pipeline)
-    if like is not None:
-        row.dit_cls = like.dit_cls
-        # Named, the text encoder would be the UI's shared one, which is not everybody's.
-        row.te_cls = like.te_cls if "text_encoder" in caps.shared_parts else None
+    alike = [row for row in _rows(models_def).values() if _class_name(row.repo_cls) == caps.pipeline]
+    # Named, the text encoder would be the UI's shared one, which not every variant has; its class is a generation's.
+    kin = [row for row in alike if "text_encoder" in caps.shared_parts and _generation(row) == caps.generation]
+    return _new_row(
+        models_def,
+        name=caps.label,
+        repo=caps.source,
+        repo_cls=caps.pipeline,
+        dit_cls=next((getattr(row, "dit_cls", None) for row in alike), None),
+        te_cls=next((getattr(row, "te_cls", None) for row in kin), None),
+    )
+
+
+def _generation(row: Any) -> str:
+    caps = caps_of(row.name)
+    return caps.generation if caps else ""
+
+
+def _new_row(models_def: Any, **wanted: Any) -> Any:
+    """A row with the fields that this UI's rows have. One that must be given and is unknown here: as in its first."""
+    kind, first = models_def.Model, next(iter(_rows(models_def).values()), None)
+    fields = [one for one in dataclasses.fields(kind) if one.init]
+    given = {one.name: wanted[one.name] for one in fields if one.name in wanted}
+    for one in fields:
+        needed = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        if needed and one.name not in given:
+            given[one.name] = getattr(first, one.name, None)
+    return kind(**given)
+
+
+def row_to_load(caps: Caps, local: str | None) -> Any:
+    """A copy of the UI's row of the variant, because the UI writes into the row that it loads; where it names another
+    repo than we do, that one. For another source than the variant's own, a row of that source. `local` is the folder
+    of `caps.source`, where it needs no download."""
+    models_def = ui("video_models.models_def")
+    known, source = _rows(models_def).get(caps.label), local or caps.source
+    own = next((one.source for one in all_caps() if one.label == caps.label), None)
+    if known is not None and (caps.source == own or known.repo in (caps.source, source)):
+        return copy(known)
+    row = _row(models_def, caps) if known is None else copy(known)
+    row.repo, row.repo_cls = source, caps.pipeline
+    for name in ("te_cls", "te", "te_revision", "dit", "dit_revision", "repo_revision"):
+        setattr(row, name, None)  # all of it is in the one folder
+    row.name = caps.label if known is None else f"{caps.label} in {source}"
     return row
 
 
@@ -88,7 +135,7 @@ def load_override(selected: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
     if caps.vae_dtype is not None:
         kind, dtype = diffusers.AutoencoderKLLTXVideo, getattr(torch, caps.vae_dtype)
         made["vae"] = kind.from_pretrained(selected.repo, subfolder="vae", **in_dtype(kind, dtype), **where)
-    if caps.transformer != "transformer":
+    if caps.transformer != "transformer" and not _names_transformer(selected, caps):
         kind = diffusers.LTX2VideoTransformer3DModel
         loading, quantizing = ui("model_quant").get_dit_args({}, module="Model", device_map=True)
         made["transformer"] = kind.from_pretrained(
@@ -101,6 +148,13 @@ def load_override(selected: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
         named = in_dtype(LTX2TextConnectors, ui("devices").dtype)
         made["connectors"] = LTX2TextConnectors.from_pretrained(connectors, subfolder="connectors", **named, **where)
     return made
+
+
+def _names_transformer(row: Any, caps: Caps) -> bool:
+    """Whether the row is the UI's own and says where its transformer is: in a repo or a folder of its own."""
+    folder = getattr(row, "dit_folder", None) or "transformer"
+    other_repo = row.name == caps.label and row.repo != caps.source and not Path(row.repo).is_dir()
+    return bool(getattr(row, "dit", None)) or folder != "transformer" or other_repo
 
 
 def _shares() -> bool:

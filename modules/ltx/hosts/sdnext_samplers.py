@@ -19,7 +19,7 @@ PLAIN = "Euler FlowMatch"
 
 
 def add_sampler() -> bool:
-    """The entry behind the plain one in the UI's list; whether the UI has a plain one."""
+    """The entry after the plain one in the UI's lists; whether the UI has a plain one."""
     samplers = ui("sd_samplers_diffusers")
     data = samplers.samplers_data_diffusers
     plain = next((at for at, entry in enumerate(data) if entry.name == PLAIN), None)
@@ -32,14 +32,25 @@ def add_sampler() -> bool:
             return samplers.DiffusionSampler(PLAIN, kind, model)
 
         data.insert(plain + 1, data[plain]._replace(name=NAME, constructor=construct))
-        ui("sd_samplers").list_samplers()
+    # The page lists the entries above; /sdapi/v1/samplers lists the names that have a configuration.
+    samplers.config.setdefault(NAME, dict(samplers.config.get(PLAIN, {})))
+    _list_again()
     return True
 
 
 def remove_sampler() -> None:
-    data = ui("sd_samplers_diffusers").samplers_data_diffusers
+    samplers = ui("sd_samplers_diffusers")
+    data = samplers.samplers_data_diffusers
     data[:] = [entry for entry in data if entry.name != NAME]
-    ui("sd_samplers").list_samplers()
+    samplers.config.pop(NAME, None)
+    _list_again()
+
+
+def _list_again() -> None:
+    """The UI's lists made anew; `list_samplers` alone empties the map of names that the grid script looks into."""
+    lists = ui("sd_samplers")
+    lists.list_samplers()
+    lists.set_samplers()
 
 
 def before_process(p: Any) -> None:

@@ -12,6 +12,17 @@ from modules.ltx.ltx_capabilities import caps_for
 from modules.ltx.request import BY_NAME
 
 _SECTION = ("ltx", "LTX Video")
+NAMES = (
+    "ltx_default_variant",
+    "ltx_tab_self_refine",
+    "ltx_tab_audio",
+    "ltx_output_crf",
+    "ltx_memory",
+    "ltx_refiner_mode",
+    "ltx_refiner_plan",
+    "ltx_refiner_threshold",
+    "ltx_refiner_certain",
+)
 SAMPLER = "Euler FlowMatch Self-Refine"
 _BY_MEMORY = "tiles by the memory at hand"
 _MEMORY: dict[str, dict[str, int]] = {
@@ -24,14 +35,19 @@ _STARTS = {"self_refine": "ltx_tab_self_refine", "audio": "ltx_tab_audio"}
 
 
 def add() -> None:
-    """Declare the section."""
+    """Declare the section. A saved value that an option does not take is reported, and the default is used."""
     opts, info = ui("shared").opts, ui("options").OptionInfo
     for name, (default, label, component, arguments) in _declared().items():
-        opts.add_option(name, info(default, label, component, arguments, section=_SECTION))
+        option = info(default, label, component, arguments, section=_SECTION)
+        opts.add_option(name, option)
+        value = opts.data.get(name, default)
+        if not (opts.same_type(default, value) and option.validate(name, value)):
+            ui("logger").log.error(f"LTX video: setting {name}={value!r} is not valid; the default is {default!r}")
+            opts.data.pop(name, None)
 
 
 def remove() -> None:
-    """Take the section out again; what a user has set stays in the UI's file."""
+    """Remove the section; the values are those of `sdnext_kept`."""
     labels = ui("shared").opts.data_labels
     for name in [name for name, info in labels.items() if info.section == _SECTION]:
         del labels[name]
