@@ -94,7 +94,7 @@ def update(one: ltx_ui.Shown, value: Any) -> Any:
 
 
 def _words(one: ltx_ui.Shown) -> str:
-    return one.why or in_words(one.control.help)
+    return in_words(one.words)
 
 
 def _worded(one: ltx_ui.Shown) -> bool:

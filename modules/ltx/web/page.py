@@ -119,7 +119,7 @@ class Page(Layout):
         field = next(one for one in ltx_ui.shown(self.desk.rows[form.model]) if one.control.name == "self_refine_plan")
         return (
             told.html,
-            gr.update(info=told.wrong or field.why or in_words(field.control.help)),
+            gr.update(info=told.wrong or in_words(field.words)),
             _help(told.advice),
             told.advice,
         )
