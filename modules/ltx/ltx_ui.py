@@ -24,6 +24,7 @@ __all__ = [
     "Control",
     "Shown",
     "blocks",
+    "dependent",
     "outputs",
     "presets",
     "request_values",
@@ -70,6 +71,12 @@ def shown(caps: Caps, values: Mapping[str, Any] | None = None) -> tuple[Shown, .
     return tuple(
         Shown(c, c.applies(caps), own[c.name], c.why_not(caps), idle.get(c.name, ""), c.about(caps)) for c in CONTROLS
     )
+
+
+def dependent(caps: Caps, values: Mapping[str, Any]) -> list[Shown]:
+    """The controls that may have no effect beside the `values` of others, in order."""
+    names = {name for names, _, _ in IDLE for name in names}
+    return [one for one in shown(caps, values) if one.control.name in names]
 
 
 def _idle(caps: Caps, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -83,14 +83,19 @@ def component(one: ltx_ui.Shown) -> Any:
     label = label[0].upper() + label[1:]
     if _worded(one):
         given |= {"info": _words(one), "min_width": 160}
-    shown = {"visible": one.visible, "interactive": one.applies}
+    shown = {"visible": one.visible, "interactive": one.live}
     return kind(label=label, value=one.value, elem_id=f"ltx_{control.name}", **shown, **given)
 
 
 def update(one: ltx_ui.Shown, value: Any) -> Any:
     """The control as another variant has it: shown, or greyed with the reason."""
     words = {"info": _words(one)} if _worded(one) else {}
-    return gr.update(visible=one.visible, interactive=one.applies, value=value, **words)
+    return gr.update(visible=one.visible, interactive=one.live, value=value, **words)
+
+
+def regard(one: ltx_ui.Shown, wrong: str = "") -> Any:
+    """The control as it is beside other values: live, or greyed with the reason; `wrong`: the fault of its own value."""
+    return gr.update(interactive=one.live, info=wrong or _words(one))
 
 
 def _words(one: ltx_ui.Shown) -> str:
