@@ -94,7 +94,7 @@ def update(one: ltx_ui.Shown, value: Any) -> Any:
 
 
 def regard(one: ltx_ui.Shown, wrong: str = "") -> Any:
-    """The control as it is beside other values: live, or greyed with the reason; `wrong`: the fault of its own value."""
+    """The control as it is beside other values: live, or greyed with the reason; `wrong`: a fault of its value."""
     return gr.update(interactive=one.live, info=wrong or _words(one))
 
 
