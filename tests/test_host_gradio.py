@@ -25,11 +25,23 @@ WANTED = Path(__file__).with_name("host_gradio.txt")
 MORE = {
     "shared.py": UI["shared.py"]
     + """
+        Options.aspect_ratios, Options.hfcache_dir = '1:1, 16:9', 'nowhere'
         class Styles:
-            def apply_styles_to_prompt(self, prompt, names): return ', '.join([prompt, *names])
+            def find_style(self, name): return type('Style', (), {'wildcards': ''})
+            def apply_styles_to_prompt(self, prompt, names, wildcards): return ', '.join([prompt, *names])
             apply_negative_styles_to_prompt = apply_styles_to_prompt
         prompt_styles = Styles()
     """,
+    "call_queue.py": "import threading\nlock = threading.Lock()\ndef get_lock(): return lock",
+    "styles.py": """
+        import random
+        def apply_curly_braces_to_prompt(prompt, seed):
+            return prompt.replace('{a|b}', random.choice('ab'))
+        def apply_wildcards_to_prompt(prompt, wildcards, seed):
+            return prompt.replace('__x__', random.choice('xyz'))
+    """,
+    "ui_components.py": "import gradio\nclass ToolButton(gradio.Button): pass",
+    "ui_symbols.py": "switch, random, loading = 'swap', 'any', 'load'",
     "lora/__init__.py": "",
     "lora/lora_load.py": "available_networks = {}",
     "errors.py": "def display(error, name): raise error",
@@ -140,16 +152,18 @@ def test_the_tab_is_built_with_what_the_ui_looks_for(built: Any) -> None:
 def test_each_variant_has_the_controls_it_has(built: Any) -> None:
     known = {caps.label: caps for caps in all_caps() if not caps.unavailable}
     assert len(built["answers"]) >= len(known) - 6  # a machine may lack what some need
-    for label, (_, *updates) in built["answers"].items():
+    for label, (about, media, *updates) in built["answers"].items():
         caps = known[label]
+        assert label in about["value"]
+        assert ("<li>" in media["value"]) == caps.supports_input_media
         groups, controls = updates[: len(sections(caps))], updates[len(sections(caps)) :]
         assert [update["visible"] for update in groups] == list(sections(caps).values())
-        assert [update["interactive"] for update in controls] == [one.applies for one in shown(caps)], label
+        assert [update["interactive"] for update in controls] == [one.live for one in shown(caps)], label
         assert [update["visible"] for update in controls] == [one.visible for one in shown(caps)], label
 
 
 def test_a_video_restores_its_settings(built: Any) -> None:
-    said, model, prompt, _, _, *updates = built["restored"]
+    said, model, prompt, _, _, _, *updates = built["restored"]
     assert "the settings of made.mp4 are in the form now; first.png is not where it was any more" in said
     assert (model, prompt) == ("LTX-Nano 2.3 Condition Dev", "a blue square")
     values = dict(zip((control.name for control in CONTROLS), updates[-len(CONTROLS) :], strict=True))

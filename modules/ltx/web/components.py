@@ -6,17 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from modules.ltx import ltx_ui
+from modules.ltx import ltx_ui, panel
 from modules.ltx.serve_request import in_words
 
 # Fonts of the machine alone: the page loads nothing from elsewhere.
 _FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-CSS = """
-.ltx-about {opacity: .85; padding: 0 .6em}
+CSS = (
+    panel.CSS
+    + """.ltx-about {opacity: .85; padding: 0 .6em}
 .ltx-panel table, .ltx-panel tr {border: none !important}
 .ltx-panel th, .ltx-panel td {border: none !important; border-bottom: 1px solid rgba(128, 128, 128, .3) !important}
 footer {display: none !important}
 """
+)
 KEYS = """() => document.addEventListener('keydown', (event) => {
     const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
