@@ -23,7 +23,7 @@ _QUIET = {"show_progress": "hidden"}
 # A model's name is longer than the column of some themes is wide; it stands whole in the line below it.
 _CSS = """
 #ltx_model input{text-overflow:ellipsis}
-#ltx_settings .block:has(input:disabled),#ltx_settings .block:has(textarea:disabled){opacity:.5}
+#ltx_settings .block:not(:has(.block)):has(:is(input,textarea):disabled){opacity:.55}
 """
 
 
