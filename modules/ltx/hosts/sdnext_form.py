@@ -106,7 +106,7 @@ def media_help(caps: Caps) -> str:
 def _shapes(gr: Any) -> None:
     """The web UI's list of aspect ratios; its page links it to the sliders of width and height."""
     ratios = [ratio.strip() for ratio in str(getattr(ui("shared").opts, "aspect_ratios", "")).split(",")]
-    shapes = {"choices": ["AR", *filter(None, ratios)], "value": "AR", "show_label": False}
+    shapes = {"choices": ["AR", *filter(None, ratios)], "value": "AR", "show_label": False, "interactive": True}
     gr.Dropdown(elem_id="ltx_ar", elem_classes=["ar-dropdown"], **shapes)
 
 
