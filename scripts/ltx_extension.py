@@ -39,6 +39,8 @@ USED = {
     ),
     "sd_models": ("apply_balanced_offload", "move_model"),
     "shared": ("opts", "state"),
+    "styles": ("apply_curly_braces_to_prompt", "apply_wildcards_to_prompt"),
+    "ui_components": ("ToolButton",),
     "video_models.models_def": ("Model", "models"),
     "video_models.video_load": ("load_model",),
     "video_models.video_save": ("get_video_filename",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -152,3 +153,29 @@ def test_25_dev_loads_its_own_transformer_from_the_repo_of_both(cache: Path, rep
         own = EmbeddedHost(Settings(tmp_path, cache=cache, device="cpu", offline=True))
         with own.pipeline(plain, plain.pipeline) as pipe:
             assert torch.equal(weight, pipe.transformer.proj_out.weight)
+
+
+def test_a_model_is_on_this_machine_when_all_its_shards_are(tmp_path: Path) -> None:
+    caps = caps_for(DEV)[0]
+    part = tmp_path / f"models--{caps.source.replace('/', '--')}" / "snapshots" / "abc" / caps.transformer
+    part.mkdir(parents=True)
+    other = tmp_path / "other"
+    assert not hub.cached(caps, [tmp_path])
+    shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (part / shards[0]).touch()
+    assert not hub.cached(caps, [other, tmp_path])  # an interrupted download
+    (part / shards[1]).symlink_to(tmp_path / "gone")
+    assert not hub.cached(caps, [tmp_path])
+    (tmp_path / "gone").touch()
+    assert hub.cached(caps, [other, tmp_path])
+    assert not hub.cached(caps, [other])
+
+
+def test_a_model_in_one_file_is_on_this_machine(tmp_path: Path) -> None:
+    caps = caps_for(DEV)[0]
+    part = tmp_path / f"models--{caps.source.replace('/', '--')}" / "snapshots" / "abc" / caps.transformer
+    part.mkdir(parents=True)
+    (part / "diffusion_pytorch_model.safetensors").touch()
+    assert hub.cached(caps, [tmp_path])

@@ -131,3 +131,57 @@ def test_pictures_and_their_numbers_must_match() -> None:
     for text, sentence in (("0, x", "is no list of numbers"), ("0", "1 numbers for 2 pictures")):
         with pytest.raises(RequestError, match=sentence):
             asked(caps, gallery=["a.png", "b.png"], gallery_frames=text)
+
+
+def live(caps: Caps, **values: Any) -> dict[str, str]:
+    """Why controls that the variant has have no effect beside these values, by name."""
+    return {one.control.name: one.idle for one in ltx_ui.shown(caps, values) if one.applies and not one.live}
+
+
+def test_a_control_without_effect_says_so_until_it_has_one(picture: Path) -> None:
+    caps = caps_for("nano-2.3-dev-condition")[0]
+    video = str(picture)
+    pairs: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("stage2_steps", {"refine": True}, "two stages are off"),
+        ("self_refine_plan", {"self_refine": "p1"}, "the self-refiner is off"),
+        ("self_refine_map", {"self_refine": "p2"}, "the self-refiner is off"),
+        ("prefix_frames", {"prefix_video": video}, "without a video"),
+        ("prefix_skip", {"prefix_video": video}, "without a video"),
+        ("gallery_frames", {"gallery": [video]}, "without additional images"),
+        ("gallery_strengths", {"gallery": [video]}, "without additional images"),
+        ("image_strength", {"last_image": video}, "without an image"),
+        ("image_strength", {"prefix_video": video}, "without an image"),
+    )
+    off = live(caps, refine=False)
+    for name, given, why in pairs:
+        assert why in off[name], name
+        assert name not in live(caps, **{"refine": False, **given}), name
+    assert set(live(caps, refine=True, self_refine="p1", gallery=[video], prefix_video=video)) == set()
+    assert "stg_blocks" in live(caps, stg_scale=0, audio_stg_scale=0)
+    assert "refine_strength" in live(caps_for("0.9.7-dev")[0], refine=False)
+
+
+def test_distilled_models_have_guidance_once_its_scale_is_above_1() -> None:
+    caps = caps_for("2.3-distilled-t2v")[0]
+    eight = [one.control.name for one in ltx_ui.shown(caps) if one.control.section == "Guidance" and one.applies]
+    others = [name for name in eight if name != "guidance_scale"]
+    assert len(others) == 8  # seven scales and the blocks
+    assert set(others) <= set(live(caps))
+    assert "guidance_scale" not in live(caps)
+    assert not set(others) & set(live(caps, guidance_scale=3.0)) - {"stg_blocks"}
+    assert "audio_guidance_scale" not in live(caps, audio_guidance_scale=4.5)  # restored from a video made so
+    scale = next(one for one in ltx_ui.shown(caps) if one.control.name == "guidance_scale")
+    assert "a value above 1 turns it on and doubles the time" in scale.words
+    dev = caps_for("2.3-dev-t2v")[0]
+    assert not set(others) & set(live(dev))
+    assert "turns it on" not in next(o for o in ltx_ui.shown(dev) if o.control.name == "guidance_scale").words
+
+
+@pytest.mark.parametrize("caps", all_caps(), ids=lambda caps: caps.id)
+def test_every_control_explains_itself_in_sentences(caps: Caps) -> None:
+    for one in (*ltx_ui.shown(caps), *ltx_ui.outputs(caps)):
+        assert one.words[0].isupper()
+        assert one.words.endswith(".")
+        assert "--" not in one.words, one.words  # flags belong to the command line
+        if not one.applies:
+            assert "Not with this model: " in one.words

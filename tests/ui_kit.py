@@ -60,6 +60,8 @@ UI = {
             def skip(self): pass
         state = State()
     """,
+    "styles.py": "def apply_curly_braces_to_prompt(): pass\ndef apply_wildcards_to_prompt(): pass",
+    "ui_components.py": "class ToolButton: pass",
     "ltx/ltx_ui.py": "def create_ui(): return 'theirs'",
     "ltx/theirs_alone.py": "here = True",
     "video_models/models_def.py": """

@@ -19,6 +19,7 @@ from PIL import Image
 
 from modules.ltx import borrow, decode, relief, savings, stages, tiles
 from modules.ltx.errors import HostError, LTXError, OutOfMemory, RequestError
+from modules.ltx.export import VIDEO_ALONE, Export
 from modules.ltx.host import Host, Keep
 from modules.ltx.kept import latents_digest
 from modules.ltx.ltx_util import file_digest, random_seed, seed_for
@@ -44,13 +45,14 @@ def run(
     encoding: Encoding | None = None,
     keep: Keep | None = None,
     until: str | None = None,
+    export: Export = VIDEO_ALONE,
 ) -> State:
     """Make the video of `plan`; the returned state's `media` says what was written and where.
 
     `path` overrides the host's own name. With `keep` the job begins behind the last phase that is kept, and bit for bit
-    the same comes out. `until` names the phase to end with, without a video. Raises RequestError, HostError,
-    OutOfMemory, Cancelled or LTXError; on any of them, and on KeyboardInterrupt, no file stands under the final name
-    and the host is as it was.
+    the same comes out. `until` names the phase to end with, without a video. `export`: what is written besides. Raises
+    RequestError, HostError, OutOfMemory, Cancelled or LTXError; on any of them, and on KeyboardInterrupt, no file
+    stands under the final name and the host is as it was.
     """
     with host.lock():
         seed = random_seed() if plan.seed is None else plan.seed
@@ -58,12 +60,13 @@ def run(
         encoding = encoding or Encoding()
         require_codec(encoding)
         if path is not None:
-            _look_for_room(path, plan, encoding)
+            _look_for_room(path, plan, encoding, export)
         images = tuple(load_image(Path(at.path)) for at in plan.images)
         state = State(plan, seed, images, load_clip(plan.prefix) if plan.prefix else (), path=path)
-        state = _timed("load", partial(load, encoding=encoding), state, host)
+        state = _timed("load", partial(load, encoding=encoding, export=export), state, host)
         state, last = _taken_up(state, host, keep)
-        job: list[tuple[str, stages.Stage]] = [*stages.ordered(plan), ("decode", partial(write, encoding=encoding))]
+        writing = partial(write, encoding=encoding, export=export)
+        job: list[tuple[str, stages.Stage]] = [*stages.ordered(plan), ("decode", writing)]
         for phase, stage in _left(job, last, until):
             state = _timed(phase, stage, state, host)
             if keep is not None and state.media is None:
@@ -124,19 +127,20 @@ def map_names(plan: Plan) -> list[str]:
     return [f"{stage.name}-uncertainty" for stage in plan.stages if max(stage.passes, default=1) > 1]
 
 
-def _look_for_room(path: Path, plan: Plan, encoding: Encoding) -> None:
+def _look_for_room(path: Path, plan: Plan, encoding: Encoding, export: Export) -> None:
     """Raise RequestError where something stands under a name: better known now than when the frames are there."""
-    Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=map_names(plan))
+    beside = {"png_frames": encoding.png_frames, "thumbnail": encoding.thumbnail, "tensors": export.tensors is not None}
+    Outputs(path, **beside, pictures=map_names(plan))
 
 
-def load(state: State, host: Host, *, encoding: Encoding) -> State:
+def load(state: State, host: Host, *, encoding: Encoding, export: Export = VIDEO_ALONE) -> State:
     """The model made resident, so that its time and its failures have a phase of their own; tiles as it has room; the
     host's name for the video, in which the model may stand."""
     plan = state.plan
     with host.pipeline(plan.caps, plan.caps.pipeline):
         fitting = tiles.settled(plan.decode, (plan.width, plan.height, plan.frames), host.room(plan.caps))
     path = state.path or host.output_path(plan)
-    _look_for_room(path, plan, encoding)
+    _look_for_room(path, plan, encoding, export)
     return replace(state, plan=replace(plan, decode=fitting), path=path)
 
 
@@ -155,21 +159,22 @@ def _phase(name: str, plan: Plan, host: Host) -> Iterator[Any]:
         raise
 
 
-def write(state: State, host: Host, *, encoding: Encoding) -> State:
+def write(state: State, host: Host, *, encoding: Encoding, export: Export = VIDEO_ALONE) -> State:
     """Decode and encode, a tile at a time, into the state's path."""
     plan, latents, path = state.plan, state.video_latents, state.path
     if latents is None or path is None:
         raise LTXError("decode: there are no latents")
+    total = plan.frames * export.factor
 
     def on_frame(count: int) -> None:
-        host.emit(Event("decode", count, plan.frames, state.done, plan.evaluations))
+        host.emit(Event("decode", count, total, state.done, plan.evaluations))
         host.poll()
 
     def before_tile() -> None:
         host.poll()
         host.free("tile")
 
-    host.emit(Event("decode", 0, plan.frames, state.done, plan.evaluations))
+    host.emit(Event("decode", 0, total, state.done, plan.evaluations))
     last = plan.stages[-1].pipeline or plan.caps.pipeline
     with borrow.folder(path.parent) as folder, host.pipeline(plan.caps, last) as pipe:
         sweep_partials(folder, STALE)
@@ -179,21 +184,23 @@ def write(state: State, host: Host, *, encoding: Encoding) -> State:
         digests = latents_digest(latents), None if heard is None else latents_digest(heard)
         written = write_video(
             path,
-            frames,
-            fps=plan.fps,
+            export.frames(frames),
+            fps=plan.fps * export.factor,
             sound=sound,
-            metadata=metadata(state, host, digests),
+            metadata=metadata(state, host, digests, export.factor),
             encoding=encoding,
             on_frame=on_frame,
             poll=host.poll,
             waiting=plan.decode.tile_frames,
             pictures={f"{done.stage}-uncertainty": done.picture for done in state.refined if done.picture is not None},
+            tensors=export.tensors,
         )
     media = Media(
         path=written.path,
         thumbnail=written.thumbnail,
         frames_folder=written.frames_dir,
         maps=written.pictures,
+        tensors=written.tensors,
         width=written.width,
         height=written.height,
         frames=written.frames,
@@ -256,8 +263,8 @@ def _for_vae(pipe: Any, state: State) -> torch.Tensor:
     return plain
 
 
-def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[str, object]:
-    """All that is needed to make the file again, and to prove that it came out the same."""
+def metadata(state: State, host: Host, digests: tuple[str, str | None], factor: int = 1) -> dict[str, object]:
+    """All that is needed to make the file again, and to prove that it came out the same. `factor`: see `Export`."""
     plan = state.plan
     return {
         "title": plan.prompt[:200],
@@ -266,6 +273,7 @@ def metadata(state: State, host: Host, digests: tuple[str, str | None]) -> dict[
         "request": plan.request.to_json(),
         "plan": plan.to_json(),
         "notes": list(state.notes),
+        **({"interpolation": factor} if factor > 1 else {}),
         **({"self_refiner": {done.stage: done.rows for done in state.refined}} if state.refined else {}),
         "media": {path: file_digest(Path(path)) for path in plan.media},
         "machine": dict(host.machine()),

@@ -12,17 +12,19 @@ from typing import Any
 
 from modules.ltx.errors import RequestError
 from modules.ltx.ltx_capabilities import Caps
-from modules.ltx.ltx_controls import CONTROLS, MEDIA, OUTPUTS, SECTIONS, Control
+from modules.ltx.ltx_controls import CONTROLS, DECIDING, IDLE, MEDIA, OUTPUTS, SECTIONS, Control
 from modules.ltx.request import BY_NAME, Lora, Request, default_of
 
 __all__ = [
     "CONTROLS",
+    "DECIDING",
     "MEDIA",
     "SECTIONS",
     "Asked",
     "Control",
     "Shown",
     "blocks",
+    "dependent",
     "outputs",
     "presets",
     "request_values",
@@ -36,26 +38,57 @@ _SHAPES = ((16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (21, 9))
 
 @dataclass(frozen=True)
 class Shown:
-    """One control for one variant. Where its group is shown, one that does not apply says why; media are hidden."""
+    """One control for one variant. `why`: the reason where the variant does not have it; `idle`: where it has no effect
+    beside the other values; `about`: what it does. Media that a variant does not have are hidden."""
 
     control: Control
     applies: bool
     value: Any
     why: str = ""
+    idle: str = ""
+    about: str = ""
 
     @property
     def visible(self) -> bool:
         return self.applies or self.control.section != "Input media"
 
+    @property
+    def live(self) -> bool:
+        """Whether a change of it changes the video."""
+        return self.applies and not self.idle
 
-def shown(caps: Caps) -> tuple[Shown, ...]:
-    """Every control as the variant has it, in order. Needs no weights."""
-    return tuple(Shown(c, c.applies(caps), c.default(caps), c.why_not(caps)) for c in CONTROLS)
+    @property
+    def words(self) -> str:
+        """The explanation at the control: what it does, then why it is greyed."""
+        return " ".join(f"{said[0].upper()}{said[1:]}." for said in (self.about, self.why or self.idle) if said)
+
+
+def shown(caps: Caps, values: Mapping[str, Any] | None = None) -> tuple[Shown, ...]:
+    """Every control as the variant has it, in order, beside `values` of controls. Needs no weights."""
+    own = {c.name: c.default(caps) for c in CONTROLS}
+    given = {name: value for name, value in (values or {}).items() if value is not None}
+    idle = dict(_idle(caps, own | given))
+    return tuple(
+        Shown(c, c.applies(caps), own[c.name], c.why_not(caps), idle.get(c.name, ""), c.about(caps)) for c in CONTROLS
+    )
+
+
+def dependent(caps: Caps, values: Mapping[str, Any]) -> list[Shown]:
+    """The controls that may have no effect beside the `values` of others, in order."""
+    names = {name for names, _, _ in IDLE for name in names}
+    return [one for one in shown(caps, values) if one.control.name in names]
+
+
+def _idle(caps: Caps, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Which controls have no effect, and why; the first reason comes last."""
+    for names, why, when in reversed(IDLE):
+        if when(caps, values):
+            yield from ((name, why) for name in names)
 
 
 def outputs(caps: Caps) -> tuple[Shown, ...]:
     """The controls of the written file."""
-    return tuple(Shown(c, True, c.default(caps)) for c in OUTPUTS)
+    return tuple(Shown(c, True, c.default(caps), about=c.help) for c in OUTPUTS)
 
 
 def blocks(several: Iterable[Shown]) -> Iterator[tuple[bool, list[Shown]]]:

@@ -28,6 +28,7 @@ from PIL.Image import Image
 
 from modules.ltx.ahead import ahead, standing_back
 from modules.ltx.errors import HostError, RequestError
+from modules.ltx.export import FrameTensor
 from modules.ltx.media_codecs import CODECS, THREADS
 from modules.ltx.media_files import Outputs
 from modules.ltx.media_in import (
@@ -94,6 +95,7 @@ class Written:
     duration: float
     sample_rate: int | None
     pictures: tuple[Path, ...] = ()
+    tensors: Path | None = None
 
 
 def write_video(
@@ -108,6 +110,7 @@ def write_video(
     poll: Callable[[], None] = lambda: None,
     pictures: Mapping[str, Image] | None = None,
     waiting: int = AHEAD,
+    tensors: Mapping[str, str] | None = None,
 ) -> Written:
     """Encodes `frames` to the mp4 at `path`, replacing an mp4 of that name, and says what was written.
 
@@ -118,7 +121,8 @@ def write_video(
     `on_frame(count)` runs for each encoded frame, where `frames` runs, and may raise to cancel. So may `poll`,
     which runs in front of each frame in the encoder's own thread, or that would go on with what it was given; and after
     each of the frames that an encoder held back to look ahead (x264: ten). Beside the video go `<stem>.jpg` and the
-    folder `<stem>-frames`, where `encoding` asks for them, and `pictures` as `<stem>-<name>.png`.
+    folder `<stem>-frames`, where `encoding` asks for them, `pictures` as `<stem>-<name>.png`, and with `tensors`, its
+    metadata, the frames as `<stem>.safetensors`.
 
     Whatever is raised, by `frames` and `on_frame` too, leaves nothing new behind. Raises RequestError
     for values that cannot be written, HostError where disk or PyAV build fail, LTXError for frames or
@@ -130,7 +134,8 @@ def write_video(
     if not path.parent.is_dir():
         raise HostError(f"The folder {path.parent} does not exist; create it or choose another.")
     with _host_errors(path.parent):
-        outputs = Outputs(path, png_frames=encoding.png_frames, thumbnail=encoding.thumbnail, pictures=pictures or ())
+        beside = {"png_frames": encoding.png_frames, "thumbnail": encoding.thumbnail, "tensors": tensors is not None}
+        outputs = Outputs(path, **beside, pictures=pictures or ())
     size, images = checked_images(frames)
     with ExitStack() as stack:
         stack.callback(outputs.discard)
@@ -138,12 +143,18 @@ def write_video(
             container = stack.enter_context(_open(outputs.temp(path)))
             # The encoder's own threads must not take the cores that the next frames are made on.
             movie = standing_back(lambda: _Movie(container, size, rate, sound=sound, tags=tags, encoding=encoding))
+            tensor = None
+            if tensors is not None and outputs.tensors is not None:
+                tensor = FrameTensor(outputs.temp(outputs.tensors), size, tensors)
+                stack.callback(tensor.close)
 
         def add(image: NDArray[np.uint8]) -> None:
             poll()
             with _host_errors(path.parent):
                 outputs.add(image, movie.frames)
                 movie.add(image)
+                if tensor is not None:
+                    tensor.add(image)
 
         with ahead(add, most=waiting, on_done=on_frame) as feed:
             for image in images:
@@ -152,6 +163,8 @@ def write_video(
             movie.finish(poll)
             for name, picture in (pictures or {}).items():
                 outputs.add_picture(name, picture)
+            if tensor is not None:
+                tensor.finish()
             outputs.publish()
     return Written(
         path=path,
@@ -164,6 +177,7 @@ def write_video(
         duration=float(movie.frames / rate),
         sample_rate=None if sound is None else sound.rate,
         pictures=tuple(outputs.pictures.values()),
+        tensors=outputs.tensors,
     )
 
 

@@ -23,20 +23,23 @@ from modules.ltx.errors import HostError, RequestError
 from modules.ltx.media_in import top_level_boxes
 
 THUMBNAIL_SIDE = 512
-_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg|\.png)?", re.DOTALL)
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.part(\.mp4|\.jpg|\.png|\.safetensors)?", re.DOTALL)
 
 
 class Outputs:
     """The video and what goes beside it: hidden until `publish`, removed where that is not reached."""
 
-    def __init__(self, path: Path, *, png_frames: bool, thumbnail: bool, pictures: Iterable[str] = ()) -> None:
-        """`pictures` names PNGs that go beside the video, as STEM-NAME.png."""
+    def __init__(
+        self, path: Path, *, png_frames: bool, thumbnail: bool, pictures: Iterable[str] = (), tensors: bool = False
+    ) -> None:
+        """`pictures` names PNGs that go beside the video, as STEM-NAME.png; `tensors`: STEM.safetensors does, too."""
         self.video = path
         self.thumbnail = path.with_suffix(".jpg") if thumbnail else None
         self.frames_dir = path.with_name(f"{path.stem}-frames") if png_frames else None
+        self.tensors = path.with_suffix(".safetensors") if tensors else None
         self.pictures = {name: path.with_name(f"{path.stem}-{name}.png") for name in pictures}
         # The video comes last: where it stands, all that belongs to it does.
-        every = (self.frames_dir, self.thumbnail, *self.pictures.values(), self.video)
+        every = (self.frames_dir, self.thumbnail, self.tensors, *self.pictures.values(), self.video)
         self._all = [p for p in every if p is not None]
         self._tokens = {final: secrets.token_hex(6) for final in self._all}  # two pictures have one suffix
         if self.video.suffix.lower() != ".mp4":
@@ -108,7 +111,7 @@ def withdraw(path: Path) -> None:
     hidden = f".{path.stem[:40]}."
     for entry in list(path.parent.iterdir()):
         partial = entry.name.startswith(hidden) and _PARTIAL.fullmatch(entry.name)
-        beside = entry.name in (f"{path.stem}.jpg", f"{path.stem}-frames")
+        beside = entry.name in (f"{path.stem}.jpg", f"{path.stem}.safetensors", f"{path.stem}-frames")
         picture = entry.name.startswith(f"{path.stem}-") and entry.name.endswith("-uncertainty.png")
         if partial or beside or picture:
             _remove(entry)

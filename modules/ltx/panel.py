@@ -22,15 +22,20 @@ from modules.ltx.speed import activations_gb
 from modules.ltx.state import Refinement, State
 
 _WIDTH, _HEIGHT, _PAD = 640, 150, 26  # of the drawing
-STYLE = """<style>
+# Once in every page that shows panels. Its own colours where they carry meaning: a theme need not have any.
+CSS = """
 .ltx-panel table{border-collapse:collapse;width:100%;font-size:.9em}
 .ltx-panel th,.ltx-panel td{text-align:left;padding:.15em .6em .15em 0;border-bottom:1px solid rgba(128,128,128,.3)}
 .ltx-panel ul{margin:.4em 0;padding-left:1.2em}
 .ltx-panel svg{width:100%;height:auto;max-height:13em}
 .ltx-panel .bar{background:rgba(128,128,128,.3);border-radius:.3em;height:.6em;overflow:hidden}
 .ltx-panel .bar div{background:#2a9d8f;height:100%}
-.ltx-panel .wrong{border-left:.25em solid #c1432e;padding:.4em .8em}
-</style>"""
+.ltx-panel .wrong{border-left:.3em solid #d64933;background:rgba(214,73,51,.18);padding:.5em .8em;font-weight:600}
+.ltx-sigmas polyline{fill:none;stroke:currentColor;stroke-opacity:.5}
+.ltx-sigmas circle{fill:currentColor}
+.ltx-sigmas .again{fill:#e76f51}
+.ltx-sigmas text{fill:currentColor;font-size:12px}
+"""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,28 @@ class Around:
 
 def about_html(caps: Caps, here: bool) -> str:
     """What a variant is and needs, in a line; `here`: its weights are on this machine."""
-    kind = "Distilled, without guidance" if caps.is_distilled else "Dev, with guidance"
+    kind = "Distilled (fast, without guidance)" if caps.is_distilled else "Dev (with guidance)"
     first = "text and a first image" if caps.is_i2v else "text"
     takes = "text and images at any frame" if caps.supports_multi_condition else first
+    why = f"<br><b>Cannot run here: {escape('; '.join(caps.unavailable))}.</b>" if caps.unavailable else ""
+    sound = "with sound" if caps.supports_audio else "without sound"
+    name = f"<b>{escape(caps.label)}</b>: LTX {escape(caps.generation)} {kind}."
+    made = f"Input: {takes}. Output: video {sound}. {_weights(caps, here)}{why}"
+    return f"<div class='ltx-panel'>{name} {made}</div>"
+
+
+def _weights(caps: Caps, here: bool) -> str:
+    """How large the weights are, and whether they are to be downloaded."""
     need = memory_gb(caps)["weights"]
-    weights = "runs anywhere" if need < 0.1 else f"{need:g} GB of weights" + ("" if here else ", to download first")
-    why = f"<br><b>cannot run here: {escape('; '.join(caps.unavailable))}</b>" if caps.unavailable else ""
-    sound = "sound" if caps.supports_audio else "no sound"
-    return f"LTX {escape(caps.generation)} {kind}; takes {takes}; {sound}; {weights}{why}"
+    if need < 0.1:
+        return "A small test model that is included: nothing to download."
+    return f"Weights: {need:g} GB, " + ("on this machine." if here else "<b>to be downloaded first</b>.")
+
+
+def help_html(several: Sequence[tuple[str, str]]) -> str:
+    """Labels and their explanations, for controls that have no place for words."""
+    lines = "".join(f"<li><b>{escape(label)}</b>: {escape(words)}</li>" for label, words in several)
+    return _panel(f"<ul>{lines}</ul>") if lines else ""
 
 
 def plan_html(plan: Plan, around: Around | None = None) -> str:
@@ -87,7 +106,7 @@ def error_html(sentence: str) -> str:
 
 
 def _panel(inner: str) -> str:
-    return f"{STYLE}<div class='ltx-panel'>{inner}</div>"
+    return f"<div class='ltx-panel'>{inner}</div>"
 
 
 def _row(stage: StagePlan) -> str:
@@ -105,11 +124,11 @@ def _row(stage: StagePlan) -> str:
 def _needs(plan: Plan) -> str:
     need = memory_gb(plan.caps)
     if need["weights"] < 0.1:
-        return "no memory to speak of"
+        return "under 1 GB of memory"
     sampling = activations_gb(plan.caps, plan.stages)
     return (
         f"{need['weights']:g} GB of weights, {need['largest_part']:g} GB of them at once with offload, and about"
-        f" {sampling:g} GB while sampling"
+        f" {sampling:g} GB for sampling"
     )
 
 
@@ -124,7 +143,7 @@ def _surroundings(around: Around) -> Iterator[str]:
 def _download(size: float | None) -> str:
     if size is None:
         return "the model must be downloaded first"
-    return f"{size:.0f} GB to download first" if size else "nothing to download"
+    return f"{size:.3g} GB to download first" if size else "nothing to download"
 
 
 def sigma_svg(plan: Plan) -> str:
@@ -146,14 +165,9 @@ def sigma_svg(plan: Plan) -> str:
         drawn.append(f"<text x='{points[0][0]:.1f}' y='{_HEIGHT - 4}'>{escape(stage.name)}</text>")
         at += len(stage.sigmas) + 1
     told = "; ".join(f"{stage.name}: {len(stage.sigmas)} steps, {stage.evaluations} evaluations" for stage in stages)
-    style = (
-        "<style>.ltx-sigmas polyline{fill:none;stroke:currentColor;stroke-opacity:.5}"
-        ".ltx-sigmas circle{fill:currentColor}.ltx-sigmas .again{fill:#e76f51}"
-        ".ltx-sigmas text{fill:currentColor;font-size:12px}</style>"
-    )
     return (
         f"<svg class='ltx-sigmas' viewBox='0 -30 {_WIDTH} {_HEIGHT + 30}' role='img' "
-        f"aria-label='Sigmas. {escape(told)}'>{style}{''.join(drawn)}</svg>"
+        f"aria-label='Sigmas. {escape(told)}'>{''.join(drawn)}</svg>"
     )
 
 
@@ -191,7 +205,7 @@ def words_html(sentence: str) -> str:
 
 
 def result_html(state: State, more: Sequence[str] = ()) -> str:
-    """What a job delivered: the file, its stages and times, what the self-refiner did, notes; `more` notes behind."""
+    """What a job delivered: the file, its stages and times, what the self-refiner did, notes; `more`: further notes."""
     media, plan = state.media, state.plan
     if media is None:
         return ""
@@ -215,9 +229,9 @@ def result_html(state: State, more: Sequence[str] = ()) -> str:
 def line_html(rows: Sequence[Row], paused: bool) -> str:
     """The queue as a table: what runs, then what waits in its order, then what ended, newest first."""
     if not rows:
-        return _panel("<p>Nothing was asked for yet; what is generated stands in line here.</p>")
+        return _panel("<p>The queue is empty; jobs that you start are listed here.</p>")
     heads = "".join(f"<th>{name}</th>" for name in ("state", "what", "prompt", "model", "seed"))
-    held = "<p><b>No further job is begun.</b></p>" if paused else ""
+    held = "<p><b>The queue is paused: no further job is started.</b></p>" if paused else ""
     return _panel(f"{held}<table><tr>{heads}</tr>{''.join(map(_line, rows))}</table>")
 
 

@@ -163,6 +163,11 @@ def option(
     return field(default=default, metadata={"option": declared})
 
 
+def scale(help: str, top: float) -> Any:
+    """A number from 0 to `top`; see `option`."""
+    return option("float", help, between=(0, top))
+
+
 @dataclass(frozen=True)
 class Request:
     """Everything a user can ask for. Build it with `Request.parse` to get the checks."""
@@ -172,114 +177,136 @@ class Request:
     prompt: str = option("str", "what the video shows and sounds like", default="")
     enhance_prompt: bool = option(
         "bool",
-        "first have the prompt written out by the model's prompt enhancer, which sees the first image (2.5)",
+        "expand the prompt with the model's prompt enhancer, which also sees the first image (LTX 2.5)",
         default=False,
     )
-    negative: str | None = option("str", "what it should not show; used where guidance is above 1")
-    seed: int | None = option("int", "same seed, same video; left out, one is drawn", between=(0, MAX_SEED))
-    steps: int | None = option("int", "denoising steps of the first stage", between=(1, 200))
+    negative: str | None = option("str", "what the video should not show; only used with a guidance scale above 1")
+    seed: int | None = option("int", "the same seed makes the same video; default: random", between=(0, MAX_SEED))
+    steps: int | None = option("int", "denoising steps of stage 1", between=(1, 200))
     width: int | None = option("int", "width of the result", between=(32, MAX_SIDE), unit="pixels")
     height: int | None = option("int", "height of the result", between=(32, MAX_SIDE), unit="pixels")
-    frames: int | None = option("int", "length of the video; 8k+1 is kept", between=(1, MAX_FRAMES), unit="frames")
-    fps: float | None = option("float", "frames a second", between=(1, 120), unit="fps")
+    frames: int | None = option("int", "length, rounded down to 8k+1", between=(1, MAX_FRAMES), unit="frames")
+    fps: float | None = option("float", "frames per second", between=(1, 120), unit="fps")
 
     refine: bool = option(
-        "bool", "two stages: half size first, 2x latent upsample, then stage 2 at full size", default=False
+        "bool",
+        "two stages: stage 1 at half the size, 2x upsampling of the latents, stage 2 at the full size",
+        default=False,
     )
     upsample: float | None = option(
         "float",
-        "upsample the latents by this ratio; the size given is then the size before it",
+        "upsample the latents by this ratio; width and height are then the size before upsampling",
         between=(1, 4),
     )
-    stage2_steps: int | None = option("int", "steps of stage 2", between=(1, 60))
+    stage2_steps: int | None = option("int", "denoising steps of stage 2", between=(1, 60))
     refine_strength: float | None = option(
-        "float", "how much of the noise stage 2 adds back (0.9)", between=(0.05, 0.95)
+        "float", "how much noise stage 2 adds before it denoises again (LTX 0.9)", between=(0.05, 0.95)
     )
 
-    guidance_scale: float | None = option("float", "how strongly the video follows the prompt", between=(0, 30))
-    stg_scale: float | None = option("float", "spatio-temporal guidance of the video", between=(0, 10))
-    modality_scale: float | None = option("float", "how strongly video follows sound", between=(0, 30))
-    guidance_rescale: float | None = option("float", "tames over-exposure by guidance", between=(0, 1))
-    audio_guidance_scale: float | None = option("float", "--guidance-scale of the sound", between=(0, 30))
-    audio_stg_scale: float | None = option("float", "--stg-scale of the sound", between=(0, 10))
-    audio_modality_scale: float | None = option("float", "--modality-scale of the sound", between=(0, 30))
-    audio_guidance_rescale: float | None = option("float", "--guidance-rescale of the sound", between=(0, 1))
+    guidance_scale: float | None = scale("how strongly the video follows the prompt; 1 is off", 30)
+    stg_scale: float | None = scale(
+        "steers the video away from a prediction that skips some blocks (STG); 0 is off", 10
+    )
+    modality_scale: float | None = scale("how strongly the video follows the sound; 1 is off", 30)
+    guidance_rescale: float | None = scale("reduces the over-exposure that guidance causes; 0 is off", 1)
+    audio_guidance_scale: float | None = scale("how strongly the sound follows the prompt; 1 is off", 30)
+    audio_stg_scale: float | None = scale(
+        "steers the sound away from a prediction that skips some blocks; 0 is off", 10
+    )
+    audio_modality_scale: float | None = scale("how strongly the sound follows the video; 1 is off", 30)
+    audio_guidance_rescale: float | None = scale("limits how much guidance amplifies the sound; 0 is off", 1)
     stg_blocks: tuple[int, ...] | None = option(
-        "list", "transformer blocks that STG skips, as 28 or 28,29", between=(0, 999)
+        "list", "transformer blocks that STG skips, such as 28 or 28,29", between=(0, 999)
     )
 
     sampler: str | None = option(
         "choice",
-        "solver of the first stage; res_2s is Lightricks' HQ recipe: 15 steps, two evaluations each, in both stages",
+        "solver of stage 1; res_2s is Lightricks' HQ recipe: 15 steps with two evaluations each, in both stages",
         choices=SAMPLERS,
     )
     sampler_shift: float | None = option(
-        "float", "shift of the sigma schedule; below 0 the token count decides", between=(-1, 10)
+        "float",
+        "shift of the sigma schedule: larger values spend more steps at high noise; below 0, size and length decide",
+        between=(-1, 10),
     )
-    dynamic_shift: bool | None = option("bool", "shift the schedule by the token count of the stage")
+    dynamic_shift: bool | None = option(
+        "bool", "choose the shift of the sigma schedule by the size and length of the video"
+    )
     guided_batch: str | None = option(
         "choice",
-        "predictions of guidance that one forward makes: two as the pipelines do, one where memory is short, all to go"
-        " through the weights once a step; auto: two, or one where two do not fit",
+        "how many predictions of guidance one forward pass computes: one takes the least memory, all reads the weights"
+        " once per step; auto takes two, or one where two do not fit",
         choices=BATCHES,
     )
     cache: str | None = option(
         "choice",
-        "answer each second evaluation of stage 1 without its guidance, or without any forward (taylorseer)",
+        "what every second evaluation of stage 1 reuses of earlier ones: guidance alone, or all of it (taylorseer)",
         choices=CACHES,
     )
     speed: str | None = option(
         "choice",
-        "fast compiles the transformer's blocks: a minute or more at first, other roundings",
+        "fast compiles the transformer: the first video takes a minute or more longer; results differ by rounding",
         choices=SPEEDS,
     )
     decoder: str | None = option(
         "choice",
-        "what turns latents into pixels: the VAE, or the diffusion decoder of 2.5 (finer, slower, needs much memory)",
+        "decoder of the latents: the VAE, or the diffusion decoder of LTX 2.5 (finer details, slower, much memory)",
         choices=DECODERS,
     )
     tile_size: int | None = option(
         "int",
-        "side of the tiles that are decoded; left out, by the device's memory",
+        "side of the tiles that are decoded; by default the memory of the device decides",
         between=(128, 4096),
         unit="pixels",
     )
-    tile_frames: int | None = option("int", "length of those tiles", between=(16, 1024), unit="frames")
+    tile_frames: int | None = option(
+        "int",
+        "length of the tiles that are decoded; by default also chosen by memory",
+        between=(16, 1024),
+        unit="frames",
+    )
     make_room: bool = option(
         "bool",
-        "where memory runs out, go on with smaller tiles, then with more offload; the result says so",
+        "when memory runs out, try again with smaller tiles, then with more offload, and report it",
         default=False,
     )
-    decode_timestep: float | None = option("float", "noise level the VAE decodes at (0.9)", between=(0, 1))
-    image_cond_noise_scale: float | None = option("float", "noise on held images, for motion (0.9)", between=(0, 1))
-    audio: bool = option("bool", "write sound where the model makes it", default=True)
+    decode_timestep: float | None = scale("noise level at which the VAE decodes (LTX 0.9)", 1)
+    image_cond_noise_scale: float | None = scale("noise on the given images; more allows more motion (LTX 0.9)", 1)
+    audio: bool = option("bool", "write the sound into the file", default=True)
 
     self_refine: str | None = option(
         "choice",
-        "self-refiner: predict chosen steps several times; p1 and p2 measure agreement, p1 is the one to start with",
+        "predict some steps several times, for steadier motion; p1 (recommended) and p2 are measures of agreement",
         choices=("off", "p1", "p2", "p2-wan2gp"),
     )
     self_refine_plan: str | None = option(
-        "str", "which steps take how many evaluations in all, as 2-6:2 or 2-6:2;1-2:2 (`;` begins stage 2)"
+        "str",
+        "how often steps are predicted: 2-6:2 predicts steps 2 to 6 twice; after `;` comes stage 2, as in 2-6:2;1-2:2",
     )
     self_refine_preset: str | None = option(
-        "choice", "a plan by name", choices=("light", "light-both", "strong", "strong-both", "paper")
+        "choice",
+        "a named plan, in place of a plan of your own",
+        choices=("light", "light-both", "strong", "strong-both", "paper"),
     )
     self_refine_threshold: float | None = option(
-        "float", "predictions nearer than this agree (default 0.1; 0: never)", between=(0, 1)
+        "float", "two predictions agree where they differ by less than this (default 0.1; 0: never)", between=(0, 1)
     )
     self_refine_certain: float | None = option(
-        "float", "share of the video that must agree to end a step early (default 0.999)", between=(0, 1)
+        "float", "share of the video that must agree before a step ends early (default 0.999)", between=(0, 1)
     )
     self_refine_decide: str | None = option(
-        "choice", "what must agree (default video)", choices=("video", "both", "any")
+        "choice",
+        "which part must agree before a step ends early: video, both, or any of video and sound (default video)",
+        choices=("video", "both", "any"),
     )
     self_refine_guidance: str | None = option(
         "choice",
-        "full, or reuse: further passes keep the first one's guidance (default full)",
+        "guidance of repeated predictions: full (default) computes it again, reuse takes that of the first",
         choices=("full", "reuse"),
     )
-    self_refine_map: bool = option("bool", "also write a picture of where the model was uncertain", default=False)
+    self_refine_map: bool = option(
+        "bool", "also write an image that shows where the predictions differed", default=False
+    )
 
     images: tuple[ImageAt, ...] = ()
     prefix: Prefix | None = None

@@ -213,8 +213,9 @@ def state_of(row: Row, host: Host) -> State:
 
 
 def _media(files: dict[str, Any]) -> Media:
-    known = {field.name: files[field.name] for field in fields(Media)}
-    paths = {name: Path(known[name]) if known[name] else None for name in ("path", "thumbnail", "frames_folder")}
+    known = {field.name: files[field.name] for field in fields(Media) if field.name in files}
+    named = {"path", "thumbnail", "frames_folder", "tensors"} & set(known)
+    paths = {name: Path(known[name]) if known[name] else None for name in named}
     return Media(**{**known, **paths, "maps": tuple(map(Path, known["maps"]))})
 
 

@@ -8,7 +8,7 @@ jobs or how anything is made.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +224,12 @@ def _is_nano(caps: Caps) -> bool:
     return caps.source.startswith("nano:")
 
 
-def on_this_machine(caps: Caps) -> bool:
-    """Whether weights of the model are in the hub's cache. A look at file names: a broken download passes."""
+def on_this_machine(caps: Caps, caches: Iterable[Path] = ()) -> bool:
+    """Whether the model's weights need no download: in the hub's cache, or in one of `caches`; see `hub.cached`."""
     if _is_nano(caps) or Path(caps.source).is_dir():
         return True
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repo = Path(HF_HUB_CACHE) / f"models--{caps.source.replace('/', '--')}" / "snapshots"
-    return any(repo.glob("*/transformer*/*.safetensors"))
+    from modules.ltx.hosts import hub
+
+    return hub.cached(caps, [Path(HF_HUB_CACHE), *caches])

@@ -83,10 +83,11 @@ class Media:
     sample_rate: int | None
     video_latents_sha256: str
     audio_latents_sha256: str | None
+    tensors: Path | None = None  # the frames as safetensors, where a host asked for them
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; paths as text."""
-        told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items() if k != "tensors" or v}
         return {**told, "maps": [str(path) for path in self.maps]}
 
 

@@ -236,24 +236,26 @@ def generated(output: Sequence[object]) -> str:
 
 
 def test_the_tab_says_what_of_the_output_tab_it_does_not_follow(sdnext: SDNext) -> None:
-    said = generated([24, 2, "prores_ks", "mkv", "crf:30", True, False, True, False])
+    said = generated([24, 0, "prores_ks", "mkv", "crf:30,preset:fast,tune:film", True, False, False, False])
     assert ", seed 1<" in said
-    assert "<li>of the Output tab is not followed: codec prores_ks (it is H.264), format mkv (it is mp4), " in said
-    assert "interpolation, safetensors</li>" in said
+    assert (
+        "<li>Output tab: codec prores_ks is not available here (H.264, H.265 and AV1 are), the file is H.264; " in said
+    )
+    assert "format mkv is not available here, the file is mp4; video options tune are not used" in said
     for codec in ("libx264", "libx265", "libsvtav1"):
-        assert "not followed" not in generated([24, 0, codec, "mp4", "crf:30", True, False, False, False])
+        assert "Output tab:" not in generated([24, 0, codec, "mp4", "crf:30", True, False, False, False])
     assert "nothing would be saved" in generated([24, 0, "none", "mp4", "", True, False, False, False])
 
 
 def test_the_settings_act(sdnext: SDNext) -> None:
-    from modules.ltx.hosts import sdnext_settings, sdnext_tab
+    from modules.ltx.hosts import sdnext_form, sdnext_settings
     from modules.ltx.ltx_capabilities import caps_for
 
     opts, caps = sdnext.opts, caps_for("nano")[0]
     before = dict(opts.data)
 
     def starts() -> dict[str, Any]:
-        return {one.control.name: one.value for one in sdnext_tab._shown(caps)}
+        return {one.control.name: one.value for one in sdnext_form.shown(caps)}
 
     assert (sdnext_settings.crf(""), sdnext_settings.crf("crf:20"), sdnext_settings.memory()) == (18, 20, {})
     assert (starts()["self_refine"], starts()["audio"]) == ("off", True)
@@ -270,12 +272,12 @@ def test_the_settings_act(sdnext: SDNext) -> None:
 
 def test_the_tab_shows_a_plan_of_what_is_in_it(sdnext: SDNext) -> None:
     from modules.ltx import ltx_ui
-    from modules.ltx.hosts import sdnext_tab
+    from modules.ltx.hosts import sdnext_asked
 
     def planned(model: str, **moved: object) -> str:
         controls = [moved.get(control.name) for control in ltx_ui.CONTROLS]
         output = [24, 0, "libx264", "mp4", "crf:16", True, False, False, True]
-        return sdnext_tab.planned(model, "a red ball", "", [], *output, *controls)
+        return sdnext_asked.planned(model, "a red ball", "", [], *output, *controls)
 
     model = "LTX-Nano 2.3 T2V Distilled"
     assert "11 evaluations" in planned(model, refine=True)

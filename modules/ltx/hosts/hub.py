@@ -7,6 +7,7 @@ has a folder of its own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +51,28 @@ def parts_of(folder: Path, caps: Caps, borrowed: Collection[str]) -> list[str]:
     """The component folders of a repo that a variant loads from it."""
     left = {*borrowed, ENHANCER, READER}
     return [caps.transformer if name == "transformer" else name for name in folders.named(folder) if name not in left]
+
+
+def cached(caps: Caps, caches: Iterable[Path]) -> bool:
+    """Whether a hub cache has the variant's transformer, its largest part: every file that its index names.
+
+    A look at names: a link to a file that is missing does not count, what is inside the files is not read.
+    """
+    name = f"models--{caps.source.replace('/', '--')}"
+    folders_of = (cache / name / "snapshots" for cache in caches)
+    return any(_whole(part) for folder in folders_of for part in folder.glob(f"*/{caps.transformer}"))
+
+
+def _whole(part: Path) -> bool:
+    indices = list(part.glob(f"*{_INDEX}"))
+    for index in indices:
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue
+        if all((part / str(shard)).is_file() for shard in shards):
+            return True
+    return not indices and any(path.is_file() for path in part.glob("*.safetensors"))
 
 
 def download(caps: Caps, *, offline: bool, borrowed: Collection[str] = ()) -> Path:

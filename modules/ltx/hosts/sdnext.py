@@ -309,7 +309,8 @@ class SDNextHost:
         return str(ui("processing").create_infotext(self._processing(plan)))
 
     def delivered(self, media: Media) -> None:
-        ui("shared").state.outputs(str(media.path))
+        for path in filter(None, (media.path, media.tensors)):
+            ui("shared").state.outputs(str(path))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from modules.ltx.ltx_capabilities import Caps, all_caps, effective
 from modules.ltx.ltx_util import get_bucket, get_frames
 from modules.video_models.ltx_models import CONDITION_09
 
-_HEADING = "─────── more of the LTX extension ───────"
+_HEADING = "─────── LTX-Nano and more models of the LTX extension ───────"
 _OURS = Path(__file__).resolve().parents[2]
 
 

@@ -1,29 +1,30 @@
-"""SD.Next's LTX tab: the controls of `ltx_ui` as gradio 3.43 components, and what its Generate button does."""
+"""SD.Next's LTX tab: its layout in gradio 3.43, the events between its parts, and what its buttons do."""
 
 from __future__ import annotations
 
-import html
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modules.ltx import front, ltx_ui, panel
 from modules.ltx.errors import Cancelled, LTXError, RequestError
-from modules.ltx.hosts import sdnext_settings
-from modules.ltx.hosts.sdnext import ENGINE, SDNextHost, resident, ui
+from modules.ltx.hosts import sdnext_asked, sdnext_form
+from modules.ltx.hosts.sdnext import SDNextHost, resident, ui
+from modules.ltx.hosts.sdnext_asked import planned, seed_of
 from modules.ltx.hosts.sdnext_rows import caps_of
-from modules.ltx.ltx_capabilities import Caps, caps_for
-from modules.ltx.media import Encoding
-from modules.ltx.media_codecs import KNOWN_AS
-from modules.ltx.request import Request
-from modules.ltx.serve_request import in_words
+from modules.ltx.ltx_capabilities import caps_for
 
-_OPEN = ("Size", "Input media", "Stages")
-_NETWORK = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
+# Shown by the page itself, before the server answers: the last message is no answer to this click.
+_SENT = "() => \"<div class='ltx-panel'><p role='status'>LTX: sent, waiting for the server</p></div>\""
+
+
+_QUIET = {"show_progress": "hidden"}
+# A model's name is longer than the column of some themes is wide; it stands whole in the line below it.
+_CSS = """
+#ltx_model input{text-overflow:ellipsis}
+#ltx_settings .block:not(:has(.block)):has(:is(input,textarea):disabled){opacity:.55}
+"""
 
 
 def create(*theirs: Any) -> None:
@@ -35,7 +36,7 @@ def create(*theirs: Any) -> None:
     block = gradio.context.Context.block
     before = len(block.children) if block is not None else 0
     try:
-        _build(gradio, theirs)
+        _Tab(gradio, theirs)
     except Exception as error:
         ui("logger").log.error(f"LTX video: the tab could not be built ({error!r}); this is SD.Next's own")
         if block is not None:
@@ -46,188 +47,135 @@ def create(*theirs: Any) -> None:
         ui("ltx.ltx_ui").create_ui(*theirs)
 
 
-def _build(gr: Any, theirs: Sequence[Any]) -> None:
-    prompt, negative, styles, _overrides, *output = theirs
-    rows = [row.name for row in ui("video_models.models_def").models.get(ENGINE, [])]
-    chosen = default_row(rows)
-    caps = caps_of(chosen) or caps_for("nano")[0]
-    made: dict[str, Any] = {}
-    groups: dict[str, Any] = {}
-    with gr.Row():
-        with gr.Column(variant="compact", elem_id="ltx_settings", elem_classes=["settings-column"], scale=1):
-            generate = gr.Button("Generate", elem_id="ltx_generate_btn", variant="primary", visible=False)
-            with gr.Row():
-                model = gr.Dropdown(label="LTX model", choices=rows, value=chosen, elem_id="ltx_model")
-            told = gr.HTML(value=panel.about_html(caps, True), elem_id="ltx_about")
-            visible = ltx_ui.sections(caps)
-            for section in ltx_ui.SECTIONS:
-                ident = f"ltx_{section.lower().replace(' ', '_').replace('-', '_')}_accordion"
-                group = gr.Accordion(label=section, open=section in _OPEN, elem_id=ident, visible=visible[section])
-                groups[section] = group
-                with group:
-                    _fill(gr, [one for one in _shown(caps) if one.control.section == section], made)
-        with gr.Column(elem_id="ltx-output-column", scale=2):
-            video = gr.Video(label="Output", show_label=False, elem_id="ltx_output_video", height=512)
-            text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
-            plan = gr.HTML("", elem_id="ltx_plan", show_label=False)
-            file, again, seed, said = _restoring(gr)
+class _Tab:
+    """The components, and the events between them."""
 
-    def change(name: str) -> list[Any]:
-        row = caps_of(name or "")
+    def __init__(self, gr: Any, theirs: Sequence[Any]) -> None:
+        self.gr = gr
+        self.prompt, self.negative, self.styles, _overrides, *self.output = theirs
+        around = gr.context.Context.block
+        self.rows = sdnext_form.model_rows()
+        chosen = sdnext_form.default_row(self.rows)
+        self.caps = caps_of(chosen) or caps_for("nano")[0]
+        self.made: dict[str, Any] = {}
+        self.groups: dict[str, Any] = {}
+        with gr.Row():
+            with gr.Column(variant="compact", elem_id="ltx_settings", elem_classes=["settings-column"], scale=1):
+                self._ask(chosen)
+            with gr.Column(elem_id="ltx-output-column", scale=2):
+                self._show()
+        swap, random = self.made.pop("swap"), self.made.pop("random")
+        self.inputs = [self.model, self.prompt, self.negative, self.styles, *self.output, *self.made.values()]
+        self.plans: dict[str, Any] = {"fn": planned, "inputs": self.inputs, "outputs": [self.plan], **_QUIET}
+        self.plan.value = planned(*[getattr(one, "value", None) for one in self.inputs])
+        size = [self.made["width"], self.made["height"]]
+        swap.click(fn=sdnext_form.swapped, inputs=size, outputs=size, **_QUIET).then(**self.plans)
+        random.click(fn=sdnext_form.any_seed, inputs=[], outputs=[self.made["seed"]], **_QUIET).then(**self.plans)
+        self._plans(around)
+        self._restores()
+        self._jobs()
+
+    def _ask(self, chosen: str) -> None:
+        """What can be asked, on the left."""
+        gr, caps, visible = self.gr, self.caps, ltx_ui.sections(self.caps)
+        gr.HTML(f"<style>{panel.CSS}{_CSS}</style>", elem_id="ltx_style", visible=False)
+        self.generate = gr.Button("Generate", elem_id="ltx_generate_btn", variant="primary", visible=False)
+        with gr.Row(elem_id="ltx_model_row"):
+            listed = sdnext_form.grouped(self.rows)
+            self.model = gr.Dropdown(label="LTX model", choices=listed, value=chosen, elem_id="ltx_model")
+            self.loads = sdnext_form.tool(gr, "loading", "video_model_load_ltx")
+        self.about = gr.HTML(value=panel.about_html(caps, sdnext_asked.here(caps)), elem_id="ltx_about")
+        for section in ltx_ui.SECTIONS:
+            ident = f"ltx_{section.lower().replace(' ', '_').replace('-', '_')}_accordion"
+            opened = section in sdnext_form.OPEN
+            group = gr.Accordion(label=section, open=opened, elem_id=ident, visible=visible[section])
+            self.groups[section] = group
+            with group:
+                if section == "Input media":
+                    self.media = gr.HTML(value=sdnext_form.media_help(caps), elem_id="ltx_media_help")
+                sdnext_form.section(gr, section, caps, self.made)
+
+    def _show(self) -> None:
+        """What is shown, on the right."""
+        gr = self.gr
+        # Not a place to drop a video: that would be taken for the last one that was made.
+        playing = {"show_label": False, "height": 384, "interactive": False}
+        self.video = gr.Video(label="Output", elem_id="ltx_output_video", **playing)
+        with gr.Row(elem_id="ltx_last_video"):
+            self.again = gr.Button("Use the last video's settings", elem_id="ltx_again", size="sm")
+            self.same = gr.Button("Use its seed", elem_id="ltx_same", size="sm")
+        self.told = gr.HTML("", elem_id="ltx_told", show_label=False)
+        self.text = gr.HTML("", elem_id="ltx_generation_info", show_label=False)
+        self.plan = gr.HTML("", elem_id="ltx_plan", show_label=False)
+        with gr.Accordion(label="Settings of a file", open=False, elem_id="ltx_restore_accordion"):
+            label = "Drop an mp4 that was made here: its settings fill the form"
+            self.file = gr.File(label=label, file_types=[".mp4"], elem_id="ltx_restore")
+
+    def _plans(self, around: Any) -> None:
+        """The plan follows every value; another model brings its own."""
+        changed = self.model.change(fn=self.change, inputs=[self.model], outputs=self.changed, **_QUIET)
+        changed.then(**self.plans)
+        for one in (self.prompt, self.negative, *self.output, *self.made.values()):
+            # A change of model changes every control, but nobody put anything into them.
+            (one.input if hasattr(one, "input") else one.change)(queue=False, **self.plans)
+        if hasattr(around, "select"):
+            # The UI puts saved values into the form after it was built, and the prompt belongs to other tabs, too.
+            around.select(queue=False, **self.plans)
+        dependent = [self.made[one.control.name] for one in ltx_ui.dependent(self.caps, {})]
+        inputs = [self.model, *self.made.values()]
+        for name in ltx_ui.DECIDING:
+            self.made[name].change(fn=self.regard, inputs=inputs, outputs=dependent, queue=False, **_QUIET)
+
+    def _restores(self) -> None:
+        """What fills the form: a file, the last video."""
+        filled = [self.told, self.model, self.prompt, self.negative, *self.changed]
+        for event, source in ((self.file.upload, self.file), (self.again.click, self.video)):
+            event(fn=self.restore, inputs=[source], outputs=filled, **_QUIET).then(**self.plans)
+        same = self.same.click(fn=seed_of, inputs=[self.video], outputs=[self.made["seed"]], **_QUIET)
+        same.then(**self.plans)
+
+    def _jobs(self) -> None:
+        gr = self.gr
+        self.loads.click(fn=load, inputs=[self.model], outputs=[self.text], **_QUIET)
+        task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
+        self.generate.click(fn=None, _js=_SENT, inputs=[], outputs=[self.text])
+        inputs = [task, state, *self.inputs]
+        self.generate.click(fn=run, _js="submit_ltx", inputs=inputs, outputs=[self.video, self.text], **_QUIET)
+
+    @property
+    def changed(self) -> list[Any]:
+        """What another model changes, in the order of `change`."""
+        return [self.about, self.media, *self.groups.values(), *self.made.values()]
+
+    def change(self, name: str) -> list[Any]:
+        """Everything as another variant has it."""
+        gr, row = self.gr, caps_of(name or "")
         if row is None:
-            return [gr.update() for _ in range(1 + len(groups) + len(made))]
+            return [gr.update() for _ in self.changed]
         seen = ltx_ui.sections(row)
-        updates = [
-            gr.update(value=panel.about_html(row, True)),
-            *(gr.update(visible=seen[section]) for section in groups),
-        ]
-        return updates + [
-            gr.update(visible=one.visible, interactive=one.applies, value=one.value, **_why(one)) for one in _shown(row)
+        return [
+            gr.update(value=panel.about_html(row, sdnext_asked.here(row))),
+            gr.update(value=sdnext_form.media_help(row)),
+            *(gr.update(visible=seen[section]) for section in self.groups),
+            *(sdnext_form.update(gr, one, value=one.value) for one in sdnext_form.shown(row)),
         ]
 
-    asked = [model, prompt, negative, styles, *output, *made.values()]
-    plans: dict[str, Any] = {"fn": planned, "inputs": asked, "outputs": [plan], "show_progress": "hidden"}
-    changed = model.change(
-        fn=change, inputs=[model], outputs=[told, *groups.values(), *made.values()], show_progress="hidden"
-    )
-    changed.then(**plans)
-    for one in (prompt, output[0], *made.values()):
-        # A change of model changes every control, but nobody put anything into them.
-        (one.input if hasattr(one, "input") else one.change)(queue=False, **plans)
-
-    def restore(given: Any) -> list[Any]:
+    def restore(self, given: Any) -> list[Any]:
         """What a video was made with, into the form; first what is said of it."""
+        gr = self.gr
         try:
-            request, row, sentence = settings(given, rows)
+            request, row, sentence = sdnext_asked.restored(given, self.rows)
         except LTXError as error:
-            return [gr.update(value=panel.error_html(str(error))), *[gr.update()] * (4 + len(groups) + len(made))]
-        values, updates = ltx_ui.values_of(request, row), change(row.label)
-        for update, one in zip(updates[-len(made) :], _shown(row), strict=True):
-            update["value"] = values[one.control.name]
+            return [gr.update(value=panel.error_html(str(error))), *[gr.update()] * (3 + len(self.changed))]
+        values, updates = ltx_ui.values_of(request, row), self.change(row.label)
+        for n, one in enumerate(sdnext_form.shown(row, values), len(updates) - len(self.made)):
+            updates[n] = sdnext_form.update(gr, one, value=values[one.control.name])
         words = [gr.update(value=text) for text in (row.label, request.prompt, request.negative or "")]
         return [gr.update(value=panel.words_html(sentence)), *words, *updates]
 
-    filled = [said, model, prompt, negative, told, *groups.values(), *made.values()]
-    for event, source in ((file.upload, file), (again.click, video)):
-        event(fn=restore, inputs=[source], outputs=filled, show_progress="hidden").then(**plans)
-    seed.click(fn=seed_of, inputs=[video], outputs=[made["seed"]], show_progress="hidden")
-    task, state = gr.Textbox(visible=False, value=""), gr.Textbox(visible=False, value="")
-    generate.click(
-        fn=run,
-        _js="submit_ltx",
-        inputs=[task, state, *asked],
-        outputs=[video, text],
-        show_progress="hidden",
-    )
-
-
-def _restoring(gr: Any) -> tuple[Any, Any, Any, Any]:
-    """What fills the form with the settings of a video."""
-    with gr.Accordion(label="Settings of a video", open=False, elem_id="ltx_restore_accordion"):
-        file = gr.File(label="LTX video that was made here", file_types=[".mp4"], elem_id="ltx_restore")
-        with gr.Row():
-            again = gr.Button("Use the last video's settings", elem_id="ltx_again")
-            seed = gr.Button("Use its seed", elem_id="ltx_same")
-        said = gr.HTML("", elem_id="ltx_told", show_label=False)
-    return file, again, seed, said
-
-
-def _shown(caps: Caps) -> list[ltx_ui.Shown]:
-    """The controls of the variant, starting with what the UI's settings say."""
-    return [
-        replace(one, value=sdnext_settings.start_of(one.control.name, one.value)) if one.applies else one
-        for one in ltx_ui.shown(caps)
-    ]
-
-
-def default_row(rows: Sequence[str]) -> str:
-    """The variant of the setting, else the small built-in one, which needs no download, else the first of LTX."""
-    known = [name for name in rows if caps_of(name) is not None]
-    tried = (sdnext_settings.variant(), caps_for("nano")[0].label)
-    return next((name for name in tried if name in known), known[0] if known else (rows[0] if rows else "None"))
-
-
-def _fill(gr: Any, several: Sequence[ltx_ui.Shown], made: dict[str, Any]) -> None:
-    """Controls in their order: small ones beside one another, pictures and videos below one another."""
-    for large, ones in ltx_ui.blocks(several):
-        with nullcontext() if large else gr.Row():
-            for one in ones:
-                made[one.control.name] = _component(gr, one)
-
-
-def _component(gr: Any, one: ltx_ui.Shown) -> Any:
-    control = one.control
-    low, high, step = control.span or (0, 1, 1)
-    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "slider": (gr.Slider, {"minimum": low, "maximum": high, "step": step, "value": one.value}),
-        "number": (gr.Number, {"value": one.value, "precision": 0}),
-        "checkbox": (gr.Checkbox, {"value": bool(one.value)}),
-        "choice": (gr.Dropdown, {"choices": list(control.choices), "value": one.value}),
-        "image": (gr.Image, {"type": "pil", "image_mode": "RGB", "height": 256}),
-        "files": (gr.Files, {"interactive": True}),
-        "video": (gr.Video, {"source": "upload", "height": 256}),
-        "text": (gr.Textbox, {"value": one.value or "", "max_lines": 1}),
-        "lines": (gr.Textbox, {"value": one.value or "", "lines": 2}),
-    }
-    kind, given = kinds[control.kind]
-    shown = {"visible": one.visible, "interactive": one.applies, **_why(one)}
-    return kind(label=control.label, elem_id=f"ltx_{control.name}", **{**given, **shown})
-
-
-def _why(one: ltx_ui.Shown) -> dict[str, str]:
-    """What stands at a control that does not apply; those of media have no place for words."""
-    return {} if one.control.kind in ("image", "files", "video") else {"info": one.why}
-
-
-def settings(given: Any, rows: Sequence[str]) -> tuple[Request, Caps, str]:
-    """The request in an mp4 of ours, its row in the UI, and a sentence. Raises RequestError where there is none."""
-    if not given:
-        raise RequestError("there is no video yet: make one, or drop an mp4 that was made here.")
-    known = [row for name in rows if (row := caps_of(name))]
-    return front.restored(Path(getattr(given, "name", given)), known)
-
-
-def seed_of(given: Any) -> Any:
-    """The seed of a video of ours; -1 where there is none."""
-    try:
-        seed = front.settings_of_file(Path(str(given)))[0].seed if given else None
-    except LTXError:
-        seed = None
-    return -1 if seed is None else seed
-
-
-def planned(model: str, *values: Any) -> str:
-    """What would be made, or why it cannot be."""
-    try:
-        request, _ = _asked(model, values, Output(*values[4:12]), None)
-        return panel.plan_html(front.sketch(request, SDNextHost()))
-    except LTXError as error:
-        return panel.error_html(str(error))
-
-
-@dataclass(frozen=True)
-class Output:
-    """What the UI's Output tab says, in its order but for the frame rate."""
-
-    interpolate: float
-    codec: str
-    container: str
-    options: str
-    video: bool
-    frames: bool
-    safetensors: bool
-    thumbnail: bool
-
-    def not_followed(self) -> str:
-        """A sentence on what of it has no effect here, or nothing."""
-        told = {
-            f"codec {self.codec} (it is H.264)": self.codec not in KNOWN_AS,
-            f"format {self.container} (it is mp4)": self.container != "mp4",
-            "interpolation": bool(self.interpolate),
-            "safetensors": self.safetensors,
-        }
-        names = [name for name, chosen in told.items() if chosen]
-        return f"of the Output tab is not followed: {', '.join(names)}" if names else ""
+    def regard(self, name: str, *values: Any) -> list[Any]:
+        """The controls that have no effect beside the others greyed, with the reason."""
+        return list(sdnext_form.regarded(self.gr, caps_of(name or "") or self.caps, values))
 
 
 def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str | None, str]]:
@@ -235,84 +183,51 @@ def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str 
     host = SDNextHost(task)
     try:
         with host.queued(), tempfile.TemporaryDirectory(prefix="ltx-") as folder:
-            yield None, "LTX: waiting"
-            output = Output(*values[4:12])
-            request, encoding = _asked(model, values, output, Path(folder))
-            plan = front.settle(request, host)
-            yield None, html.escape(f"LTX: {in_words(plan.notes[0])}")
+            yield None, panel.words_html(f"LTX: {_waiting()}")
+            asked = sdnext_asked.read(model, values, Path(folder))
+            plan = front.settle(asked.request, host)
+            export = asked.output.export()
+            yield None, panel.words_html(f"LTX: {sdnext_asked.announced(plan)}")
             from modules.ltx.ltx_process import run as run_plan
 
-            state = run_plan(plan, host, encoding=encoding)
+            state = run_plan(plan, host, encoding=asked.output.encoding, export=export)
     except Cancelled as stopped:
-        yield None, html.escape(f"LTX: {stopped}")
+        yield None, panel.words_html(f"LTX: {stopped}")
     except LTXError as error:
-        yield None, f"<div class='error'>LTX: {html.escape(in_words(str(error)))}</div>"
+        yield None, panel.error_html(f"LTX: {error}")
     except Exception as error:
         ui("errors").display(error, "LTX")
-        yield (
-            None,
-            f"<div class='error'>LTX: {html.escape(type(error).__name__)}: {html.escape(str(error)[:300])}</div>",
-        )
+        yield None, panel.error_html(f"LTX: {type(error).__name__}: {str(error)[:300]}")
     else:
         assert state.media is not None
-        yield str(state.media.path), panel.result_html(state, list(filter(None, [output.not_followed()])))
+        yield str(state.media.path), panel.result_html(state, asked.output.notes(plan.frames))
 
 
-def _asked(model: str, values: Sequence[Any], output: Output, folder: Path | None) -> tuple[Request, Encoding]:
-    """The request of the tab's values; pictures that have no file get one in `folder`."""
-    caps = caps_of(model or "")
-    if caps is None:
-        raise RequestError("no model is selected: choose one of the list; lines between them are headings.")
-    (prompt, negative, styles, fps), controls = values[:4], values[12:]
-    if output.codec == "none" or not output.video:
-        raise RequestError("nothing would be saved: choose a video codec on the Output tab, and to save the video.")
-    prompt, negative = _styled(prompt or "", negative or "", styles)
-    words, loras = networks(prompt)
-    named = dict(zip((control.name for control in ltx_ui.CONTROLS), controls, strict=True))
-    if named.get("seed") is not None and int(named["seed"]) < 0:
-        named["seed"] = None
-    asked = ltx_ui.Asked(model, words, networks(negative)[0], float(fps), _paths(folder), loras)
-    quality = sdnext_settings.crf(output.options or "")
-    codec = KNOWN_AS.get(output.codec, "h264")
-    encoding = Encoding(codec, quality, png_frames=bool(output.frames), thumbnail=bool(output.thumbnail))
-    return Request.parse(ltx_ui.request_values(caps, asked, named) | sdnext_settings.memory()), encoding
+def load(model: str) -> Iterator[str]:
+    """The button beside the model: what to show, while the web UI loads it."""
+    host = SDNextHost()
+    try:
+        caps = sdnext_asked.known(model)
+        missing = sdnext_asked.missing_gb(caps)
+        first = f"; {missing:.3g} GB are downloaded first" if missing else ""
+        yield panel.words_html(f"LTX: loading {caps.label}{first}; {_waiting()}")
+        row = next(row for row in front.variants(host) if row.id == caps.id)
+        if row.unavailable:
+            raise RequestError(f"{row.label}: cannot run here: {'; '.join(row.unavailable)}.")
+        with host.lock(), host.pipeline(row, row.pipeline):
+            pass
+    except Cancelled as stopped:
+        yield panel.words_html(f"LTX: {stopped}")
+    except LTXError as error:
+        yield panel.error_html(f"LTX: {error}")
+    except Exception as error:
+        ui("errors").display(error, "LTX")
+        yield panel.error_html(f"LTX: {type(error).__name__}: {str(error)[:300]}")
+    else:
+        yield panel.words_html(f"LTX: {caps.label} is loaded")
 
 
-def _styled(prompt: str, negative: str, styles: Any) -> tuple[str, str]:
-    known = ui("shared").prompt_styles
-    chosen = list(styles or [])
-    return known.apply_styles_to_prompt(prompt, chosen), known.apply_negative_styles_to_prompt(negative, chosen)
-
-
-def networks(prompt: str) -> tuple[str, list[dict[str, object]]]:
-    """The prompt without its <lora:NAME:STRENGTH>, and those as LoRAs of the request: they act in both stages."""
-    found: list[dict[str, object]] = []
-    for name, strength in _NETWORK.findall(prompt):
-        try:
-            found.append({"source": _file_of(name), "strength": float(strength or 1.0)})
-        except ValueError as error:
-            raise RequestError(f"<lora:{name}:{strength}>: its strength is no number; write it as 0.8.") from error
-    return _NETWORK.sub("", prompt).strip(), found
-
-
-def _file_of(name: str) -> str:
-    known = ui("lora.lora_load").available_networks
-    if name not in known:
-        raise RequestError(f"<lora:{name}>: the web UI lists no such network; refresh its networks, or check the name.")
-    return str(known[name].filename)
-
-
-def _paths(folder: Path | None) -> Any:
-    """The file of a media value: a PIL image is saved, where there is a folder; an upload has a path or a `.name`."""
-
-    def path(name: str, value: Any) -> str | None:
-        if value is None or value == "":
-            return None
-        if hasattr(value, "save"):
-            file = Path(folder or "") / f"{name}.png"
-            if folder is not None:
-                value.save(file)
-            return str(file)
-        return str(getattr(value, "name", value))
-
-    return path
+def _waiting() -> str:
+    """Whether a job can begin at once."""
+    locked = getattr(ui("call_queue").get_lock(), "locked", bool)
+    return "waiting for another job to end" if locked() else "starting"

@@ -6,17 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from modules.ltx import ltx_ui
+from modules.ltx import ltx_ui, panel
 from modules.ltx.serve_request import in_words
 
 # Fonts of the machine alone: the page loads nothing from elsewhere.
 _FONT, _MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-CSS = """
-.ltx-about {opacity: .85; padding: 0 .6em}
+CSS = (
+    panel.CSS
+    + """.ltx-about {opacity: .85; padding: 0 .6em}
 .ltx-panel table, .ltx-panel tr {border: none !important}
 .ltx-panel th, .ltx-panel td {border: none !important; border-bottom: 1px solid rgba(128, 128, 128, .3) !important}
 footer {display: none !important}
 """
+)
 KEYS = """() => document.addEventListener('keydown', (event) => {
     const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press('ltx_generate');
@@ -83,18 +85,23 @@ def component(one: ltx_ui.Shown) -> Any:
     label = label[0].upper() + label[1:]
     if _worded(one):
         given |= {"info": _words(one), "min_width": 160}
-    shown = {"visible": one.visible, "interactive": one.applies}
+    shown = {"visible": one.visible, "interactive": one.live}
     return kind(label=label, value=one.value, elem_id=f"ltx_{control.name}", **shown, **given)
 
 
 def update(one: ltx_ui.Shown, value: Any) -> Any:
     """The control as another variant has it: shown, or greyed with the reason."""
     words = {"info": _words(one)} if _worded(one) else {}
-    return gr.update(visible=one.visible, interactive=one.applies, value=value, **words)
+    return gr.update(visible=one.visible, interactive=one.live, value=value, **words)
+
+
+def regard(one: ltx_ui.Shown, wrong: str = "") -> Any:
+    """The control as it is beside other values: live, or greyed with the reason; `wrong`: a fault of its value."""
+    return gr.update(interactive=one.live, info=wrong or _words(one))
 
 
 def _words(one: ltx_ui.Shown) -> str:
-    return one.why or in_words(one.control.help)
+    return in_words(one.words)
 
 
 def _worded(one: ltx_ui.Shown) -> bool:

@@ -26,6 +26,7 @@ class Layout:
         self.groups: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
         caps = caps_for("nano")[0]
+        self.live = [one.control.name for one in ltx_ui.dependent(caps, {})]
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
                 self._ask(caps)
@@ -122,7 +123,7 @@ class Layout:
     @property
     def planned(self) -> list[Any]:
         """What a plan changes, in the order of `Page._planned`."""
-        return [self.plan, self.controls["self_refine_plan"], self.help, self.advice]
+        return [self.plan, *(self.controls[name] for name in self.live), self.help, self.advice]
 
     @property
     def form(self) -> list[Any]:

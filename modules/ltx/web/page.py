@@ -20,7 +20,7 @@ from modules.ltx.ltx_capabilities import Caps
 from modules.ltx.ltx_util import get_frames
 from modules.ltx.serve_jobs import Job
 from modules.ltx.serve_request import in_words
-from modules.ltx.web.components import CSS, IN_STEP, KEYS, theme, update
+from modules.ltx.web.components import CSS, IN_STEP, KEYS, regard, theme, update
 from modules.ltx.web.desk import Desk, Form
 from modules.ltx.web.layout import Layout, named
 
@@ -104,7 +104,7 @@ class Page(Layout):
             round(frames / (form.fps or caps.default_fps), 2),
             form.fps,
             *(gr.update(visible=seen[section]) for section in self.groups),
-            *(update(one, form.values[one.control.name]) for one in ltx_ui.shown(caps)),
+            *(update(one, form.values[one.control.name]) for one in ltx_ui.shown(caps, form.values)),
         ]
 
     def _changed(self, model: str) -> list[Any]:
@@ -113,16 +113,13 @@ class Page(Layout):
         own = {one.control.name: one.value for one in ltx_ui.shown(caps)}
         return self.fill(Form(model, "", "", caps.default_fps, own), caps)
 
-    def _planned(self, *values: Any) -> tuple[str, Any, Any, Advice | None]:
+    def _planned(self, *values: Any) -> list[Any]:
         form = self.read(values)
         told = self.desk.planned(form)
-        field = next(one for one in ltx_ui.shown(self.desk.rows[form.model]) if one.control.name == "self_refine_plan")
-        return (
-            told.html,
-            gr.update(info=told.wrong or field.why or in_words(field.control.help)),
-            _help(told.advice),
-            told.advice,
-        )
+        dependent = ltx_ui.dependent(self.desk.rows[form.model], form.values)
+        wrong = {"self_refine_plan": told.wrong}
+        live = [regard(one, wrong.get(one.control.name, "")) for one in dependent]
+        return [told.html, *live, _help(told.advice), told.advice]
 
     def _sized(self, model: str, name: str | None) -> tuple[Any, Any]:
         width, height = ltx_ui.presets(self.desk.rows[model]).get(name or "", (gr.skip(), gr.skip()))
