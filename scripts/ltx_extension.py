@@ -130,7 +130,17 @@ def install(log: logging.Logger) -> bool:
         log.error(f"LTX video: not installed, {reason}; SD.Next's own LTX tab stays")
         return False
     log.info(f"LTX video: installed from {ROOT}")
+    report(log)
     return True
+
+
+def report(log: logging.Logger) -> None:
+    """Log which libraries were found, and what is missing in them."""
+    machine: Any = importlib.import_module("modules.ltx.hosts.machine")
+    found = ", ".join(f"{name} {version}" for name, version in machine.versions("peft", "accelerate", "gradio").items())
+    log.info(f"LTX video: found {found}")
+    for line in importlib.import_module("modules.ltx.library_features").report():
+        log.info(f"LTX video: {line}")
 
 
 if "modules.script_callbacks" in sys.modules:  # not when a test reads this file without a UI

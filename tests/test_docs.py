@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from modules.ltx.cli_show import models_markdown
+from modules.ltx.library_features import FEATURES, has
 from modules.ltx.ltx_capabilities import all_caps
 from modules.ltx.recipes_page import page
 from modules.ltx.version import VERSION
@@ -61,3 +63,13 @@ def test_a_document_for_each_link() -> None:
     for source in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", source.read_text(encoding="utf-8")):
             assert (source.parent / link).exists(), f"{source.name}: {link}"
+
+
+def test_the_table_of_features_is_that_of_the_installed_diffusers() -> None:
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    head, _, *rows = text.split("checked by a test -->\n")[1].split("\n<!-- end of features")[0].splitlines()
+    column = [cell.strip() for cell in head.split("|")].index(importlib.metadata.version("diffusers"))
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    assert [row[1] for row in cells] == [feature.name for feature in FEATURES]
+    assert [row[column] for row in cells] == ["yes" if has(feature) else "no" for feature in FEATURES]
+    assert [row[-2] for row in cells] == [feature.without for feature in FEATURES]

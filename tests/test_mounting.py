@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 
+from modules.ltx import library_features
 from tests.ui_kit import ROOT, in_ui
 
 
@@ -37,7 +39,10 @@ def test_ours_stand_before_the_uis_and_nothing_else_changes(tmp_path: Path) -> N
     assert len(told["rows"]) == len(set(told["rows"]))
     assert "LTX-Nano 2.3 T2V Distilled" in told["rows"]
     assert told["paths"].count(str(ROOT / "modules/ltx")) == 1
-    assert all("installed from" in line for line in told["lines"])
+    first, found, *missing = told["lines"][: len(told["lines"]) // 2]  # it is installed twice here
+    assert "installed from" in first
+    assert f"diffusers {importlib.metadata.version('diffusers')}" in found
+    assert missing == [f"LTX video: {line}" for line in library_features.report()]
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,19 @@ def extrapolated(transformer: Any) -> Iterator[None]:
     )
     transformer.enable_cache(config)
     try:
+        _forget_hooked_modules(transformer)
         yield
     finally:
         transformer.disable_cache()
+        _forget_hooked_modules(transformer)
+
+
+def _forget_hooked_modules(transformer: Any) -> None:
+    """Have diffusers look for hooked modules anew. Before 0.41 it lists them at the first call only, so a transformer
+    that ran without a cache before fails with one ("No context is set")."""
+    registry: Any = getattr(transformer, "_diffusers_hook", None)
+    if hasattr(registry, "_child_registries_cache"):
+        registry._child_registries_cache = None
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def _said(package: str) -> str:
         return ""
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the bits of a result."""
-    names = ("torch", "diffusers", "transformers", "av")
+def versions(*others: str) -> dict[str, str]:
+    """Versions of the libraries that decide the bits of a result, and of `others`."""
+    names = ("torch", "diffusers", "transformers", "av", *others)
     return {name: said for name in names if (said := _said(name))}
