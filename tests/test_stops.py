@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from modules.ltx.errors import Cancelled
+from modules.ltx.hosts.sdnext import Resident, SDNextHost
 from modules.ltx.hosts.sdnext_stops import remembered
 
 
@@ -123,3 +126,30 @@ def test_an_error_gives_the_class_back() -> None:
     with pytest.raises(KeyboardInterrupt), remembered(state):
         raise KeyboardInterrupt
     assert type(state) is State
+
+
+def test_a_cancel_ends_a_paused_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue's own cancel, which does not pass through the state."""
+    state = State()
+    monkeypatch.setattr("modules.ltx.hosts.sdnext.ui", lambda name: SimpleNamespace(state=state))
+    host = SDNextHost(kept=Resident())
+    state.pause()
+    timer = threading.Timer(0.3, host.cancel)
+    timer.start()
+    with pytest.raises(Cancelled, match="interrupted; nothing was written"):
+        host.poll()
+    timer.join()
+
+
+@pytest.mark.parametrize(("stop", "word"), [("interrupt", "interrupted"), ("skip", "skipped")])
+def test_a_stop_ends_a_paused_job(monkeypatch: pytest.MonkeyPatch, stop: str, word: str) -> None:
+    state = State()
+    bound = getattr(state, stop)
+    monkeypatch.setattr("modules.ltx.hosts.sdnext.ui", lambda name: SimpleNamespace(state=state))
+    with remembered(state):
+        state.pause()
+        timer = threading.Timer(0.3, bound)
+        timer.start()
+        with pytest.raises(Cancelled, match=word):
+            SDNextHost(kept=Resident()).poll()
+        timer.join()

@@ -77,6 +77,7 @@ class SDNextHost:
     ) -> None:
         self._task, self._on_event = task, on_event
         self._kept = kept or resident()
+        self._cancelled = False
         self._began = 0.0
         self._frame: Tensor | None = None  # the middle latent frame, until the UI has asked for it
 
@@ -105,12 +106,22 @@ class SDNextHost:
             undo.enter_context(replaced(state, "set_current_image", self._show))
             yield
 
+    def cancel(self) -> None:
+        """Stop the job at its next poll, as an interrupt does; for who has the job and not the page."""
+        self._cancelled = True
+
     def poll(self) -> None:
         state = ui("shared").state
-        while state.paused and not (state.interrupted or state.skipped):
+        while state.paused and not self._stopped(state):
             time.sleep(0.1)
-        if state.interrupted or state.skipped:
-            raise Cancelled(f"{'interrupted' if state.interrupted else 'skipped'}; nothing was written")
+        if stopped := self._stopped(state):
+            raise Cancelled(f"{stopped}; nothing was written")
+
+    def _stopped(self, state: Any) -> str:
+        """How the job was stopped, in a word; empty while nobody stopped it."""
+        if self._cancelled or state.interrupted:
+            return "interrupted"
+        return "skipped" if state.skipped else ""
 
     def emit(self, event: Event) -> None:
         state = ui("shared").state

@@ -35,12 +35,9 @@ class QueueHost(SDNextHost):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        self._stopped = ""
+        self._cancelled = False
         with super().lock():
             yield
-
-    def cancel(self) -> None:
-        self._stopped = self._stopped or "interrupt"
 
     def picture(self, frame: Tensor) -> Image | None:
         colours = self._kept.colours
