@@ -37,10 +37,10 @@ def arguments(data: Path, *, extension: bool = True) -> list[str]:
     return ["launch.py", *skip, "--data", str(data), "--log", str(data / "log.txt")]
 
 
-def boot(root: Path, data: Path) -> None:
+def boot(root: Path, data: Path, *, extension: bool = True) -> None:
     """`root`: a checkout of SD.Next whose requirements this Python has; `data`: where it keeps its files."""
     before, folder, hook = sys.argv, os.getcwd(), sys.excepthook
-    sys.argv = arguments(data)
+    sys.argv = arguments(data, extension=extension)
     sys.path.insert(0, str(root))
     os.chdir(root)
     try:
