@@ -3,8 +3,8 @@
 Run with the Python of that SD.Next. Its own tab's code is kept before ours takes the names; then both make the same
 requests with LTX-Nano, in turn, through what their Generate buttons call. Gives the ratio of CPU seconds, ours over
 the host's, by pairs; beside it the ratio that would be left if all of ours but its models' forwards and its file were
-free; the memory that is held after a job, and at most in it; and the share of ours that is none of forwards, prompt, decoding, file, and the host's
-own `process_images`. Ends with a line of JSON.
+free; the memory that is held after a job, and at most in it; and the share of ours that is none of forwards, prompt,
+decoding, file, and the host's own `process_images`. Ends with a line of JSON.
 """
 
 from __future__ import annotations
