@@ -265,7 +265,9 @@ def test_controls_without_effect_are_greyed_as_one_goes(built: Any) -> None:
 
 
 def test_the_click_is_answered_at_once(built: Any) -> None:
-    assert any("sent, waiting" in script for script in built["sent"])
+    assert any("sent, waiting" in script and "is still running" in script for script in built["sent"])
+    assert all("class='working'" in built[name] for name in ("free", "busy"))
+    assert not any("class='working'" in last for last in built["runs"])
     assert "starting" in built["free"]
     assert "waiting for another job to end" in built["busy"]
 

@@ -204,6 +204,11 @@ def words_html(sentence: str) -> str:
     return _panel(f"<p>{escape(in_words(sentence))}</p>")
 
 
+def working_html(sentence: str) -> str:
+    """What a job is at, until it ends: a page can find it by its class."""
+    return _panel(f"<p class='working' role='status'>{escape(in_words(sentence))}</p>")
+
+
 def result_html(state: State, more: Sequence[str] = ()) -> str:
     """What a job delivered: the file, its stages and times, what the self-refiner did, notes; `more`: further notes."""
     media, plan = state.media, state.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +16,15 @@ from modules.ltx.hosts.sdnext_asked import planned, seed_of
 from modules.ltx.hosts.sdnext_rows import caps_of
 from modules.ltx.ltx_capabilities import caps_for
 
-# Shown by the page itself, before the server answers: the last message is no answer to this click.
-_SENT = "() => \"<div class='ltx-panel'><p role='status'>LTX: sent, waiting for the server</p></div>\""
+# Shown by the page itself, before the server answers: the last message is no answer to this click. While a job of this
+# page is at work, gradio drops a second click.
+_SENT = f"""() => document.querySelector("#ltx_generation_info .working")
+    ? {json.dumps(panel.working_html("LTX: a job of this page is still running; click again when it has ended"))}
+    : {json.dumps(panel.working_html("LTX: sent, waiting for the server"))}"""
 
 
-_QUIET = {"show_progress": "hidden"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden"}
+_NOW: dict[str, Any] = {**_QUIET, "queue": False}  # quick answers do not stand in line with jobs
 # A model's name is longer than the column of some themes is wide; it stands whole in the line below it.
 _CSS = """
 #ltx_model input{text-overflow:ellipsis}
@@ -66,11 +71,11 @@ class _Tab:
                 self._show()
         swap, random = self.made.pop("swap"), self.made.pop("random")
         self.inputs = [self.model, self.prompt, self.negative, self.styles, *self.output, *self.made.values()]
-        self.plans: dict[str, Any] = {"fn": planned, "inputs": self.inputs, "outputs": [self.plan], **_QUIET}
+        self.plans: dict[str, Any] = {"fn": planned, "inputs": self.inputs, "outputs": [self.plan], **_NOW}
         self.plan.value = planned(*[getattr(one, "value", None) for one in self.inputs])
         size = [self.made["width"], self.made["height"]]
-        swap.click(fn=sdnext_form.swapped, inputs=size, outputs=size, **_QUIET).then(**self.plans)
-        random.click(fn=sdnext_form.any_seed, inputs=[], outputs=[self.made["seed"]], **_QUIET).then(**self.plans)
+        swap.click(fn=sdnext_form.swapped, inputs=size, outputs=size, **_NOW).then(**self.plans)
+        random.click(fn=sdnext_form.any_seed, inputs=[], outputs=[self.made["seed"]], **_NOW).then(**self.plans)
         self._plans(around)
         self._restores()
         self._jobs()
@@ -113,25 +118,25 @@ class _Tab:
 
     def _plans(self, around: Any) -> None:
         """The plan follows every value; another model brings its own."""
-        changed = self.model.change(fn=self.change, inputs=[self.model], outputs=self.changed, **_QUIET)
+        changed = self.model.change(fn=self.change, inputs=[self.model], outputs=self.changed, **_NOW)
         changed.then(**self.plans)
         for one in (self.prompt, self.negative, *self.output, *self.made.values()):
             # A change of model changes every control, but nobody put anything into them.
-            (one.input if hasattr(one, "input") else one.change)(queue=False, **self.plans)
+            (one.input if hasattr(one, "input") else one.change)(**self.plans)
         if hasattr(around, "select"):
             # The UI puts saved values into the form after it was built, and the prompt belongs to other tabs, too.
-            around.select(queue=False, **self.plans)
+            around.select(**self.plans)
         dependent = [self.made[one.control.name] for one in ltx_ui.dependent(self.caps, {})]
         inputs = [self.model, *self.made.values()]
         for name in ltx_ui.DECIDING:
-            self.made[name].change(fn=self.regard, inputs=inputs, outputs=dependent, queue=False, **_QUIET)
+            self.made[name].change(fn=self.regard, inputs=inputs, outputs=dependent, **_NOW)
 
     def _restores(self) -> None:
         """What fills the form: a file, the last video."""
         filled = [self.told, self.model, self.prompt, self.negative, *self.changed]
         for event, source in ((self.file.upload, self.file), (self.again.click, self.video)):
-            event(fn=self.restore, inputs=[source], outputs=filled, **_QUIET).then(**self.plans)
-        same = self.same.click(fn=seed_of, inputs=[self.video], outputs=[self.made["seed"]], **_QUIET)
+            event(fn=self.restore, inputs=[source], outputs=filled, **_NOW).then(**self.plans)
+        same = self.same.click(fn=seed_of, inputs=[self.video], outputs=[self.made["seed"]], **_NOW)
         same.then(**self.plans)
 
     def _jobs(self) -> None:
@@ -183,11 +188,11 @@ def run(task: str, _state: str, model: str, *values: Any) -> Iterator[tuple[str 
     host = SDNextHost(task)
     try:
         with host.queued(), tempfile.TemporaryDirectory(prefix="ltx-") as folder:
-            yield None, panel.words_html(f"LTX: {_waiting()}")
+            yield None, panel.working_html(f"LTX: {_waiting()}")
             asked = sdnext_asked.read(model, values, Path(folder))
             plan = front.settle(asked.request, host)
             export = asked.output.export()
-            yield None, panel.words_html(f"LTX: {sdnext_asked.announced(plan)}")
+            yield None, panel.working_html(f"LTX: {sdnext_asked.announced(plan)}")
             from modules.ltx.ltx_process import run as run_plan
 
             state = run_plan(plan, host, encoding=asked.output.encoding, export=export)
