@@ -176,3 +176,11 @@ def test_a_model_comes_in_the_dtype_that_is_asked_for(cache: Path) -> None:
         up = loading.upsampler(caps, nano.ensure("2.3-upsampler", cache), pipe.vae, wanted)
     for model in (*models, pipe.transformer, pipe.text_encoder, pipe.vae, up.latent_upsampler):
         assert next(iter(model.parameters())).dtype == torch.bfloat16
+
+
+def test_what_the_extension_does_itself_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_features, "has", lambda feature: False)
+    done, refused = library_features.report()
+    assert done.startswith("this diffusers lacks ")
+    assert all(feature.name in done for feature in FEATURES if feature.ours)
+    assert refused == f"no {LTX_25.name}: {LTX_25.without}"

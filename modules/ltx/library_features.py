@@ -118,8 +118,11 @@ def missing(feature: Feature) -> str:
 
 
 def report() -> tuple[str, ...]:
-    """A line for each feature that the installed diffusers does not have: what that costs."""
-    return tuple(f"no {feature.name}: {feature.without}" for feature in FEATURES if not has(feature))
+    """What the installed diffusers does not have, in lines: what the extension does itself, then what is refused."""
+    missing_here = [feature for feature in FEATURES if not has(feature)]
+    ours = ", ".join(feature.name for feature in missing_here if feature.ours)
+    done = (f"this diffusers lacks {ours}; the extension does that itself, with the same result",) if ours else ()
+    return (*done, *(f"no {feature.name}: {feature.without}" for feature in missing_here if not feature.ours))
 
 
 def in_dtype(kind: type, dtype: Any) -> dict[str, Any]:
