@@ -19,7 +19,7 @@ from modules.ltx.ltx_capabilities import Caps, caps_for, effective
 from modules.ltx.plan import Plan, plan
 from modules.ltx.request import Request
 from modules.ltx.state import State
-from tests.test_equivalence import ours
+from tests.test_equivalence import bare, ours
 
 pytestmark = pytest.mark.library
 
@@ -232,3 +232,15 @@ def test_compiled_blocks_are_given_back(host: EmbeddedHost, planned: Planned) ->
             cancelled()
         assert all(taken)
         assert all(block._compiled_call_impl is None for block in blocks)
+
+
+def test_a_cache_is_found_by_a_transformer_that_ran_without_one(cache: Path) -> None:
+    """diffusers before 0.41 lists hooked modules at the first call and keeps the list, an empty one here."""
+    transformer = bare("LTXPipeline", "0.9", cache).transformer
+    with transformer.cache_context("first"):
+        pass
+    registry = transformer._diffusers_hook
+    registry._child_registries_cache = []  # as those releases leave it; later ones do not look at it
+    with caching.extrapolated(transformer):
+        assert registry._child_registries_cache is None
+    assert registry._child_registries_cache is None
