@@ -62,7 +62,7 @@ def install_into_venv(project: Project, extra: str) -> None:
     say("Installing the dependencies into .venv; the first time this downloads torch and takes minutes")
     pip = [*project.pip, "install"]
     hashed = ["--require-hashes", "--no-deps", *(f"--requirement={lock}" for lock in locks(extra))]
-    # Behind the others, so that of what torch needs only the parts of its own build come without a hash.
+    # After the others, so that of what torch needs only the parts of its own build come without a hash.
     torch = [line for line in dependencies(project.root) if re.match(r"torch\b", line)]
     if project.run(*pip, *hashed) != 0 or project.run(*pip, "-c", "constraints.txt", *torch) != 0:
         raise SetupError(

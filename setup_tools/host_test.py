@@ -90,7 +90,7 @@ def checkout(text: str) -> Path:
 def python_of(root: Path, named: str | None) -> Path:
     """The Python of a host: the one that is named, else that of its venv. Raises UsageError where there is none."""
     if named is not None:
-        # Not resolved: a venv's python is a link, and what is behind it has none of the venv's packages.
+        # Not resolved: a venv's python is a link, and its target has none of the venv's packages.
         python = Path(os.path.abspath(os.path.expanduser(named)))
         if not python.is_file():
             raise UsageError(f"--python {named}: no such file; name the Python that SD.Next runs with.")

@@ -61,7 +61,7 @@ def extrapolated(transformer: Any) -> Iterator[None]:
 
 
 def _forget_hooked_modules(transformer: Any) -> None:
-    """Have diffusers look for hooked modules anew. Before 0.41 it lists them at the first call only, so a transformer
+    """Have diffusers look for hooked modules again. Before 0.41 it lists them at the first call only, so a transformer
     that ran without a cache before fails with one ("No context is set")."""
     registry: Any = getattr(transformer, "_diffusers_hook", None)
     if hasattr(registry, "_child_registries_cache"):

@@ -83,8 +83,8 @@ class Host(Protocol):
         """The most bytes held since it was last asked; None where nobody knows."""
 
     def free(self, phase: str) -> None:
-        """Give memory back after `phase`. "tile" and "decoder" come within decoding, "tile" often; "relief" comes after
-        memory ran out, when the error has left frames that hold tensors."""
+        """Release memory after `phase`. "tile" comes often within decoding; "relief" comes after something failed,
+        mostly for want of memory, when the error may have left frames that hold tensors."""
 
     def poll(self) -> None:
         """Called at least once a forward: raises Cancelled after a cancel, waits while paused."""

@@ -231,7 +231,7 @@ def _frames(
             reason = "the device has too little memory for it"
         said = f"decoded by the VAE instead of the diffusion decoder: {reason}"
         state = replace(state, notes=(*state.notes, said))
-        host.free("decoder")
+        host.free("relief")
     device = host.device(pipe)
     return state, decode.frames(
         pipe, latents, plan.decode, device=device, generator=generator(), before_tile=before_tile, poll=host.poll

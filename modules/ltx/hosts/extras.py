@@ -97,9 +97,10 @@ def decoder(folder: Path, shape: Sequence[int], where: Machine, free: int) -> An
     obstacle = too_small(config, shape) or (missing and too_large(config, shape, free, missing))
     if obstacle:
         raise RequestError(obstacle)
-    kind = LTX2VideoDiffusionDecoderModel
-    named = in_dtype(kind, getattr(torch, where.dtype))
-    model = kind.from_pretrained(folder, subfolder=DECODER, use_safetensors=True, local_files_only=True, **named)
+    named = in_dtype(LTX2VideoDiffusionDecoderModel, getattr(torch, where.dtype))
+    model = LTX2VideoDiffusionDecoderModel.from_pretrained(
+        folder, subfolder=DECODER, use_safetensors=True, local_files_only=True, **named
+    )
     if attention is not None:
         model.set_attn_processor(attention)
     model.enable_tiling()  # the sizes it comes with are Lightricks' own

@@ -47,7 +47,7 @@ def remove_sampler() -> None:
 
 
 def _list_again() -> None:
-    """The UI's lists made anew; `list_samplers` alone empties the map of names that the grid script looks into."""
+    """Rebuild the UI's lists; `list_samplers` alone empties the map of names that the grid script looks into."""
     lists = ui("sd_samplers")
     lists.list_samplers()
     lists.set_samplers()
